@@ -1,3 +1,79 @@
-"""Classification training in plain PyTorch: hand-written loops, losses and metrics."""
+"""Classification training in plain PyTorch: hand-written loops, losses and metrics.
+
+>>> import torch
+>>> import torchcls as tc
+>>> (train_x, train_y), (valid_x, valid_y) = tc.drawn_digits(200), tc.drawn_digits(100, seed=1)
+>>> train = tc.Batches(train_x, train_y, batch_size=50, shuffle=True)
+>>> valid = tc.Batches(valid_x, valid_y, batch_size=100)
+>>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+>>> history = tc.fit(model, train, valid, loss_fn=tc.cross_entropy, epochs=2,
+...                  metrics=[tc.accuracy], progress=False)
+"""
+
+from torchcls import heads
+from torchcls.data import Batches, drawn_digits, mnist
+from torchcls.device import select_device
+from torchcls.evaluation import Evaluation, Predictions, evaluate, predict
+from torchcls.fit import Run, epochs, fit
+from torchcls.functional import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    log_sigmoid,
+    log_softmax,
+    mse_loss,
+    nll_loss,
+    one_hot,
+    sigmoid,
+    softmax,
+)
+from torchcls.history import History, Record
+from torchcls.loops import backward, train_one_epoch
+from torchcls.metrics import (
+    accuracy,
+    confusion_matrix,
+    error_rate,
+    multilabel_accuracy,
+    threshold_accuracy,
+    top_k_accuracy,
+)
+from torchcls.optim import default_optimizer, one_cycle
+
+__all__ = [
+    "Batches",
+    "Evaluation",
+    "History",
+    "Predictions",
+    "Record",
+    "Run",
+    "accuracy",
+    "backward",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "confusion_matrix",
+    "cross_entropy",
+    "default_optimizer",
+    "drawn_digits",
+    "epochs",
+    "error_rate",
+    "evaluate",
+    "fit",
+    "heads",
+    "log_sigmoid",
+    "log_softmax",
+    "mnist",
+    "mse_loss",
+    "multilabel_accuracy",
+    "nll_loss",
+    "one_cycle",
+    "one_hot",
+    "predict",
+    "select_device",
+    "sigmoid",
+    "softmax",
+    "threshold_accuracy",
+    "top_k_accuracy",
+    "train_one_epoch",
+]
 
 __version__ = "0.1.0"

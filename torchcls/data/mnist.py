@@ -167,7 +167,7 @@ def _is_there(folder: Path) -> bool:
 
 
 def _download(folder: Path) -> None:
-    from torchvision import datasets  # type: ignore[import-untyped]
+    from torchvision import datasets
 
     try:
         datasets.MNIST(folder, train=False, download=True)  # fetches the training files, too

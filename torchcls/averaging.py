@@ -1,0 +1,176 @@
+"""Exact averages: a mean is one sum divided by one sum, however the data was cut.
+
+The denominator of a loss follows from the targets alone. So a batch may be cut into pieces, or a
+split into batches, and every part knows its exact share of the whole before anything is computed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchcls.losses import KnownLoss, recognise
+from torchcls.structure import num_samples
+
+Count = int | float | Tensor
+"""How much a part counts: a number on the CPU; elsewhere a 0-d tensor, since reading it waits."""
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """How one loss averages.
+
+    Attributes:
+        count: From targets to the denominator of their mean loss.
+        is_sum: Whether the loss is the numerator already (``reduction="sum"``). Training steps on
+            that sum, and it is reported per sample.
+        name: The loss's name in ``torch.nn.functional``; None for a loss of the user's own.
+    """
+
+    count: Callable[[Any], Count]
+    is_sum: bool = False
+    name: str | None = None
+
+    def share(self, count: Count, total: Count) -> Count:
+        """What the loss of a part is multiplied by so that the parts add up to the whole."""
+        return 1 if self.is_sum else count / total
+
+    def reported(self, loss: Tensor, count: Count) -> Tensor:
+        """The mean that is reported for a loss."""
+        return loss / count if self.is_sum else loss
+
+
+def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
+    """Find how a loss averages over its targets.
+
+    Args:
+        loss_fn: Any callable ``(outputs, targets) -> loss``. One that torchcls does not know is
+            taken as a mean over samples.
+
+    Raises:
+        TypeError: If ``loss_fn`` cannot be called, or is a loss class and not an instance.
+        ValueError: If ``loss_fn`` has ``reduction="none"`` or one that torch does not know.
+
+    Example:
+        >>> loss_fn = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]))
+        >>> averaging_of(loss_fn).count(torch.tensor([0, 1, -100]))  # 1 + 3, the last is ignored
+        4.0
+    """
+    if isinstance(loss_fn, type):
+        name = loss_fn.__name__
+        raise TypeError(f"loss_fn must be a function or an instance, got {name}. Use {name}().")
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be callable as (outputs, targets), got {loss_fn!r}.")
+    known = recognise(loss_fn)
+    if known is None:
+        return Averaging(num_samples)
+    reduction = known.options["reduction"]
+    if reduction not in ("mean", "sum"):
+        raise ValueError(
+            f"loss_fn must reduce a batch to one number, got reduction={reduction!r}. "
+            "Use reduction='mean'."
+        )
+    if reduction == "sum":
+        return Averaging(num_samples, is_sum=True, name=known.name)
+    if known.name in ("cross_entropy", "nll_loss"):
+        return Averaging(lambda targets: _count_classes(targets, known), name=known.name)
+    return Averaging(lambda targets: int(_tensor(targets).numel()), name=known.name)
+
+
+def _count_classes(targets: Tensor, known: KnownLoss) -> Count:
+    if _tensor(targets).is_floating_point():  # rows of probabilities: torch divides by their number
+        return targets.numel() // targets.shape[1]
+    counted = targets != known.options["ignore_index"]
+    weight = known.options["weight"]
+    if weight is None:
+        count = counted.sum()
+    else:
+        # In float64 where there is one: a float32 sum loses digits over a million targets.
+        precise = weight if weight.device.type == "mps" else weight.double()
+        picked = precise[torch.where(counted, targets, 0).long()]
+        count = torch.where(counted, picked, 0).sum()
+    return float(count) if count.device.type == "cpu" else count
+
+
+def _tensor(targets: Any) -> Tensor:
+    if not isinstance(targets, Tensor):
+        raise TypeError(
+            f"targets must be a tensor for this loss_fn, got {type(targets).__name__}. "
+            "Turn labels into numbers where the data is read."
+        )
+    return targets
+
+
+def one_loss(result: Any, count: Count) -> tuple[Tensor, Count]:
+    """Read what a loss function returned: one number, or its own (numerator, denominator).
+
+    Returns:
+        The loss (0-d, with its graph), and what it counts: ``count``, or the denominator that came
+        with it. Where nothing counts the loss is 0 and its gradient to the parameters is 0 as well,
+        not the NaN of 0/0.
+
+    Raises:
+        TypeError: If the result is no tensor and no pair.
+        ValueError: If it holds more than one number.
+    """
+    if isinstance(result, tuple) and len(result) == 2:
+        numerator, denominator = (_number(part) for part in result)
+        count = denominator.detach()
+        return numerator / torch.where(count != 0, denominator, 1), count
+    return _number(result), count
+
+
+def _number(result: Any) -> Tensor:
+    if not isinstance(result, Tensor):
+        raise TypeError(
+            "loss_fn must return one number as a tensor, or (numerator, denominator), "
+            f"got {type(result).__name__}."
+        )
+    if result.numel() != 1:
+        raise ValueError(
+            f"loss_fn must return one number for the batch, got shape {tuple(result.shape)}. "
+            "Use reduction='mean'."
+        )
+    return result.reshape(())
+
+
+class Mean:
+    """A weighted mean over batches: one sum divided by one sum, in float64.
+
+    Nothing waits for an accelerator until ``value`` is asked for.
+
+    Example:
+        >>> mean = Mean()
+        >>> mean.add(torch.tensor(0.5), 16)
+        >>> mean.add(torch.tensor(2.0), 4)
+        >>> mean.value()  # (0.5 * 16 + 2.0 * 4) / 20
+        0.8
+    """
+
+    def __init__(self) -> None:
+        self._numerator: Count = 0.0
+        self._denominator: Count = 0
+
+    def add(self, mean: Tensor, count: Count) -> None:
+        """Add a part with mean ``mean`` (0-d) that counts ``count``."""
+        self.add_sum(wide(mean) * count, count)
+
+    def add_sum(self, numerator: Count, count: Count) -> None:
+        """Add a part whose sum is ``numerator``."""
+        self._numerator = self._numerator + numerator
+        self._denominator = self._denominator + count
+
+    def value(self) -> float:
+        """The mean of all parts; NaN when nothing counted. Waits for an accelerator."""
+        denominator = float(self._denominator)
+        return float(self._numerator) / denominator if denominator else float("nan")
+
+
+def wide(number: Tensor) -> Count:
+    """A 0-d tensor without its graph, to add up: a float on the CPU, else float64 where it lies."""
+    number = number.detach()
+    if number.device.type == "cpu":
+        return number.item()
+    return number if number.device.type == "mps" else number.double()

@@ -1,0 +1,376 @@
+"""Evaluation and prediction: a pass over the data that leaves the model as it was found."""
+
+import csv
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from torchcls import heads
+from torchcls.averaging import Mean, averaging_of, one_loss
+from torchcls.device import to_device
+from torchcls.loops import Device, Loss, pairs, place, zero_where_nothing_counts
+from torchcls.metrics import counts_behind
+from torchcls.modes import evaluating
+from torchcls.structure import num_samples, split
+
+Metrics = Sequence[Any] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a pass over the data found.
+
+    Attributes:
+        loss: The mean loss over all targets that count; None where no loss was asked for.
+        metrics: From the name of each metric to its value over the whole split: a float, or what
+            the metric gave where that is not one number.
+        n: Samples seen.
+    """
+
+    loss: float | None
+    metrics: dict[str, Any]
+    n: int
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    loss_fn: Loss | None = None,
+    metrics: Metrics = (),
+    device: Device = None,
+) -> Evaluation:
+    """Measure a model on every batch: exact over the whole split, however it is cut.
+
+    The model is evaluated in evaluation mode and without gradients. Modes, gradients, grad mode and
+    torch's random state are as before afterwards, also when the model raises.
+
+    Args:
+        model: Any module.
+        batches: Any iterable of pairs (inputs, targets).
+        loss_fn: Called as ``loss_fn(outputs, targets)``, or None for no loss.
+        metrics: A list (named by ``__name__``) or a dict of names. The metrics of torchcls, plain
+            or as ``functools.partial``, are counted batch by batch and divided once. An object with
+            ``update``, ``compute`` and ``reset`` is reset, fed and asked. Any other function is
+            called once with the outputs and targets of the whole split.
+        device: Where to work; the model is taken there. None stays where the model is.
+
+    Returns:
+        An ``Evaluation`` with ``.loss``, ``.metrics`` and ``.n``.
+
+    Raises:
+        TypeError, ValueError: If ``batches`` is empty or holds something else than pairs, if two
+            metrics share a name, or for the reasons that the loss and the metrics have.
+
+    Example:
+        >>> from torchcls.metrics import accuracy
+        >>> model = nn.Identity()
+        >>> batches = [(torch.eye(2), torch.tensor([0, 1])), (torch.eye(2)[:1], torch.tensor([1]))]
+        >>> evaluate(model, batches, metrics=[accuracy])  # 2 of 3, not the mean of 2/2 and 0/1
+        Evaluation(loss=None, metrics={'accuracy': 0.6666666666666666}, n=3)
+    """
+    scorers = {name: scorer_for(metric) for name, metric in named_metrics(metrics).items()}
+    device = place(model, device, loss_fn=loss_fn)
+    averaging = None if loss_fn is None else averaging_of(loss_fn)
+    for scorer in scorers.values():
+        scorer.start(device)
+    mean, n = Mean(), 0
+    with evaluating(model):
+        for batch in pairs(batches, "batches"):
+            inputs, targets = to_device(batch, device)
+            outputs = model(inputs)
+            if loss_fn is not None and averaging is not None:
+                loss, count = one_loss(loss_fn(outputs, targets), averaging.count(targets))
+                loss = zero_where_nothing_counts(loss, outputs, count)
+                mean.add(averaging.reported(loss, count), count)
+            for scorer in scorers.values():
+                scorer.add(outputs, targets)
+            n += num_samples(targets)
+        values = {name: plain(scorer.value()) for name, scorer in scorers.items()}
+    return Evaluation(None if loss_fn is None else mean.value(), values, n)
+
+
+def named_metrics(metrics: Metrics) -> dict[str, Any]:
+    """Give every metric a name: the keys of a dict, else ``__name__``, else the class's name.
+
+    Raises:
+        TypeError: If ``metrics`` is no list and no dict, or holds what is no metric.
+        ValueError: If two metrics share a name.
+
+    Example:
+        >>> from torchcls.metrics import accuracy
+        >>> list(named_metrics([accuracy])), list(named_metrics({"acc": accuracy}))
+        (['accuracy'], ['acc'])
+    """
+    if callable(metrics) or not isinstance(metrics, (Mapping, Sequence)):
+        raise TypeError(f"metrics must be a list or a dict, got {metrics!r}. Write [metric].")
+    pairs = metrics.items() if isinstance(metrics, Mapping) else ((_name(m), m) for m in metrics)
+    named: dict[str, Any] = {}
+    for name, metric in pairs:
+        if isinstance(metric, type) or not (callable(metric) or _is_object(metric)):
+            raise TypeError(
+                "metrics must hold functions of (outputs, targets) or objects with update, "
+                f"compute and reset, got {metric!r}."
+            )
+        if name in named:
+            raise ValueError(
+                f"metrics must have names of their own, got {name!r} twice. "
+                "Name them with a dict: metrics={'name': metric, ...}."
+            )
+        named[name] = metric
+    return named
+
+
+def _name(metric: Any) -> str:
+    if isinstance(metric, functools.partial):
+        return _name(metric.func)
+    return str(getattr(metric, "__name__", None) or type(metric).__name__)
+
+
+def _is_object(metric: Any) -> bool:
+    return all(callable(getattr(metric, name, None)) for name in ("update", "compute", "reset"))
+
+
+class Scorer(Protocol):
+    """A metric over a split: started, fed batch by batch, asked once."""
+
+    def start(self, device: torch.device) -> None:
+        """Forget what was fed before."""
+
+    def add(self, outputs: Any, targets: Any) -> None:
+        """Take in one batch."""
+
+    def value(self) -> Any:
+        """The metric of all that was fed."""
+
+
+def scorer_for(metric: Any) -> Scorer:
+    """Choose how a metric is taken over a whole split."""
+    counts = counts_behind(metric)
+    if counts is not None:
+        return _Counted(counts)
+    return _Fed(metric) if _is_object(metric) else _Whole(metric)
+
+
+class _Counted:
+    """One of ours: (correct, counted) added over the batches, divided once."""
+
+    def __init__(self, counts: Callable[..., tuple[Tensor, Tensor]]) -> None:
+        self._counts = counts
+        self._mean = Mean()
+
+    def start(self, device: torch.device) -> None:
+        pass
+
+    def add(self, outputs: Any, targets: Any) -> None:
+        correct, counted = self._counts(outputs, targets)
+        self._mean.add_sum(correct, counted)
+
+    def value(self) -> float:
+        return self._mean.value()
+
+
+class _Fed:
+    """An object with update, compute and reset, as torchmetrics and torcheval have them."""
+
+    def __init__(self, metric: Any) -> None:
+        self._metric = metric
+
+    def start(self, device: torch.device) -> None:
+        if callable(getattr(self._metric, "to", None)):
+            self._metric.to(device)
+        self._metric.reset()
+
+    def add(self, outputs: Any, targets: Any) -> None:
+        self._metric.update(outputs, targets)
+
+    def value(self) -> Any:
+        return self._metric.compute()
+
+
+class _Whole:
+    """Any other function: only the whole split gives its exact value."""
+
+    def __init__(self, metric: Callable[..., Any]) -> None:
+        self._metric = metric
+        self._outputs: list[Tensor] = []
+        self._targets: list[Tensor] = []
+
+    def start(self, device: torch.device) -> None:
+        pass
+
+    def add(self, outputs: Any, targets: Any) -> None:
+        if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+            raise TypeError(
+                f"the metric {_name(self._metric)!r} must get tensors to be called on the whole "
+                f"split, got outputs {type(outputs).__name__} and targets "
+                f"{type(targets).__name__}. Use an object with update, compute and reset."
+            )
+        self._outputs.append(outputs)
+        self._targets.append(targets)
+
+    def value(self) -> Any:
+        return self._metric(torch.cat(self._outputs), torch.cat(self._targets))
+
+
+def plain(value: Any) -> Any:
+    """Turn a tensor of one number into a float; anything else stays what it is."""
+    if isinstance(value, Tensor):
+        return value.item() if value.numel() == 1 else value
+    return value
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of every sample, on the CPU.
+
+    Attributes:
+        outputs: What the model gave, shape (n, ...).
+        targets: What was asked for, shape (n, ...); None where only inputs were given.
+    """
+
+    outputs: Tensor
+    targets: Tensor | None = None
+    _loss_fn: Loss | None = field(default=None, repr=False)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """The activated outputs, same shape: the loss names the activation."""
+        return heads.probabilities(self.outputs, self._loss("probabilities"))
+
+    @property
+    def predicted(self) -> Tensor:
+        """What the outputs say y is: class ids (n,), or 0 and 1 in the shape of the outputs.
+
+        -1 where a row holds NaN, which decides nothing.
+        """
+        return heads.decisions(self.outputs, self._loss("predicted"))
+
+    def to_csv(
+        self, path: str | os.PathLike[str], *, classes: Sequence[object] | None = None
+    ) -> None:
+        """Write one row for each sample: outputs, probabilities, predicted class, target.
+
+        Columns are ``output`` and ``probability`` (numbered from 0 where there are several),
+        ``predicted`` and, where targets are known, ``target``. Floats are written so that reading
+        gives the same float32 back.
+
+        Args:
+            path: The file to write.
+            classes: Names to write in place of class ids.
+
+        Raises:
+            ValueError: If the outputs have more than two dimensions, or no loss named the
+                activation.
+        """
+        if self.outputs.ndim > 2:
+            raise ValueError(
+                f"outputs must have shape (n,) or (n, k) for a CSV file, "
+                f"got {tuple(self.outputs.shape)}."
+            )
+        columns = _columns("output", self.outputs) | _columns("probability", self.probabilities)
+        for name, values in (("predicted", self.predicted), ("target", self.targets)):
+            if values is not None:
+                columns |= _columns(name, values, classes)
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+
+    def _loss(self, name: str) -> Loss:
+        if self._loss_fn is None:
+            raise ValueError(
+                f".{name} needs the loss, which names the activation. "
+                "Call predict(model, data, loss_fn=...)."
+            )
+        return self._loss_fn
+
+
+def _columns(
+    name: str, values: Tensor, classes: Sequence[object] | None = None
+) -> dict[str, list[object]]:
+    columns = values.reshape(len(values), -1).unbind(1)
+    names = [name] if len(columns) == 1 else [f"{name}_{i}" for i in range(len(columns))]
+    return {
+        name: [_cell(value, classes) for value in column.tolist()]
+        for name, column in zip(names, columns, strict=True)
+    }
+
+
+def _cell(value: float, classes: Sequence[object] | None) -> object:
+    if isinstance(value, float):
+        return f"{value:.9g}"  # nine digits tell any two float32 numbers apart
+    return classes[value] if classes is not None and value >= 0 else value
+
+
+def predict(
+    model: nn.Module,
+    data: Any,
+    *,
+    loss_fn: Loss | None = None,
+    batch_size: int = 256,
+    device: Device = None,
+) -> Predictions:
+    """Run a model over data and keep what it says of every sample, in order.
+
+    Modes, gradients, grad mode and torch's random state are as before afterwards.
+
+    Args:
+        model: Any module whose outputs are one tensor of shape (n, ...) for n samples.
+        data: A tensor of inputs, cut into batches of ``batch_size``; anything else is an iterable
+            of pairs (inputs, targets).
+        loss_fn: The loss the model was trained with; it names the activation that turns outputs
+            into probabilities and decisions. Without it ``.outputs`` is all there is.
+        batch_size: Samples at a time, where ``data`` is a tensor.
+        device: Where to work; the model is taken there. None stays where the model is.
+
+    Returns:
+        ``Predictions`` with ``.outputs``, ``.probabilities``, ``.predicted``, ``.targets`` and
+        ``.to_csv(path)``.
+
+    Raises:
+        TypeError: If the model's outputs are no tensor, or ``data`` holds other than pairs.
+        ValueError: If ``data`` is empty or ``batch_size`` is below 1.
+
+    Example:
+        >>> model = nn.Linear(2, 3)
+        >>> predictions = predict(model, torch.randn(5, 2), loss_fn=nn.CrossEntropyLoss())
+        >>> predictions.probabilities.shape, predictions.predicted.shape, predictions.targets
+        (torch.Size([5, 3]), torch.Size([5]), None)
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    device = place(model, device)
+    outputs: list[Tensor] = []
+    targets: list[Tensor] = []
+    with evaluating(model):
+        for inputs, target in _inputs_and_targets(data, batch_size):
+            output = model(to_device(inputs, device))
+            if not isinstance(output, Tensor):
+                raise TypeError(
+                    f"the model's outputs must be one tensor, got {type(output).__name__}. "
+                    "Wrap the model so that it returns the one to keep."
+                )
+            outputs.append(output)
+            if target is not None:
+                targets.append(target)
+        # One wait for an accelerator, at the end.
+        return Predictions(
+            torch.cat(outputs).cpu(), torch.cat(targets).cpu() if targets else None, loss_fn
+        )
+
+
+def _inputs_and_targets(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
+    if not isinstance(data, Tensor):
+        yield from pairs(data, "data")
+        return
+    pieces = split(data, batch_size)
+    if not pieces:
+        raise ValueError(f"data must hold at least one sample, got shape {tuple(data.shape)}.")
+    for inputs in pieces:
+        yield inputs, None
