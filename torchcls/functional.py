@@ -446,8 +446,8 @@ def binary_cross_entropy_with_logits(
 
         loss = -weight * (pos_weight * t * log sigmoid(x) + (1 - t) * log(1 - sigmoid(x)))
 
-    computed from log_sigmoid(x) alone, since log(1 - sigmoid(x)) = log_sigmoid(x) - x; so large
-    logits stay exact. The mean divides by the number of elements, also with weights.
+    with log(1 - sigmoid(x)) = log sigmoid(-x), and both by ``log_sigmoid``, so that large logits
+    stay exact. The mean divides by the number of elements, also with weights.
 
     Args:
         logits: Unnormalised scores x, floating point, any shape. Do not pass probabilities.
@@ -471,6 +471,8 @@ def binary_cross_entropy_with_logits(
         >>> loss = binary_cross_entropy_with_logits(logits, targets, reduction="none")
         >>> loss  # log 2, log(1 + e^2) and 1000: no bound at 100 here
         tensor([6.9315e-01, 2.1269e+00, 1.0000e+03])
+
+    Differs from torch: a logit of -inf with a target in (0, 1] costs inf, not NaN.
     """
     _check_reduction(reduction)
     _check_same_shape("logits", logits, targets)
@@ -480,9 +482,8 @@ def binary_cross_entropy_with_logits(
     if pos_weight is not None and pos_weight.dtype == torch.bool:
         raise TypeError("pos_weight must be numbers, got torch.bool. Use pos_weight.float().")
     x, t = _widen(logits), _widen(targets)
-    # -(p t ls + (1 - t) (ls - x)) with ls = log_sigmoid(x) and p = pos_weight
-    log_sigmoid_factor = 1 if pos_weight is None else 1 + (_widen(pos_weight) - 1) * t
-    loss = (1 - t) * x - log_sigmoid_factor * log_sigmoid(x)
+    positive = t if pos_weight is None else _widen(pos_weight) * t
+    loss = -(positive * log_sigmoid(x) + (1 - t) * log_sigmoid(-x))
     if weight is not None:
         loss = loss * _widen(weight)
     return _reduce(loss, reduction, loss.numel()).to(targets.dtype)

@@ -1,0 +1,5 @@
+"""``python -m torchcls`` is the command ``torchcls``."""
+
+from torchcls.cli import console
+
+console()
