@@ -35,7 +35,9 @@ class Averaging:
 
     def share(self, count: Count, total: Count) -> Count:
         """What the loss of a part is multiplied by so that the parts add up to the whole."""
-        return 1 if self.is_sum else count / total
+        if self.is_sum or (not isinstance(total, Tensor) and total == 0):
+            return 1  # of nothing at all, any share adds nothing
+        return count / total
 
     def reported(self, loss: Tensor, count: Count) -> Tensor:
         """The mean that is reported for a loss."""
@@ -51,7 +53,8 @@ def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
 
     Raises:
         TypeError: If ``loss_fn`` cannot be called, or is a loss class and not an instance.
-        ValueError: If ``loss_fn`` has ``reduction="none"`` or one that torch does not know.
+        ValueError: If ``loss_fn`` has ``reduction="none"``, one that torch does not know, or the
+            deprecated ``size_average`` or ``reduce``.
 
     Example:
         >>> loss_fn = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]))
@@ -66,6 +69,12 @@ def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
     known = recognise(loss_fn)
     if known is None:
         return Averaging(num_samples)
+    deprecated = [name for name in ("size_average", "reduce") if name in known.options]
+    if deprecated:
+        raise ValueError(
+            f"loss_fn must say how it reduces by reduction=, got the deprecated {deprecated[0]}=. "
+            "Use reduction='mean' or reduction='sum'."
+        )
     reduction = known.options["reduction"]
     if reduction not in ("mean", "sum"):
         raise ValueError(
@@ -81,7 +90,7 @@ def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
 
 def _count_classes(targets: Tensor, known: KnownLoss) -> Count:
     if _tensor(targets).is_floating_point():  # rows of probabilities: torch divides by their number
-        return targets.numel() // targets.shape[1]
+        return targets.numel() // targets.shape[1] if targets.ndim > 1 else 1
     counted = targets != known.options["ignore_index"]
     weight = known.options["weight"]
     if weight is None:
@@ -116,7 +125,7 @@ def one_loss(result: Any, count: Count) -> tuple[Tensor, Count]:
         ValueError: If it holds more than one number.
     """
     if isinstance(result, tuple) and len(result) == 2:
-        numerator, denominator = (_number(part) for part in result)
+        numerator, denominator = (_number(torch.as_tensor(part)) for part in result)
         count = denominator.detach()
         return numerator / torch.where(count != 0, denominator, 1), count
     return _number(result), count

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchcls import heads
+from torchcls.arguments import check_whole_number
 from torchcls.averaging import Mean, averaging_of, one_loss
 from torchcls.device import to_device
 from torchcls.loops import Device, Loss, pairs, place, zero_where_nothing_counts
@@ -262,11 +263,11 @@ class Predictions:
 
         Args:
             path: The file to write.
-            classes: Names to write in place of class ids.
+            classes: Names to write in place of class ids in ``predicted`` and ``target``.
 
         Raises:
-            ValueError: If the outputs have more than two dimensions, or no loss named the
-                activation.
+            ValueError: If the outputs have more than two dimensions, no loss named the activation,
+                or ``classes`` stands beside predictions that are no class ids.
         """
         if self.outputs.ndim > 2:
             raise ValueError(
@@ -275,8 +276,14 @@ class Predictions:
             )
         columns = _columns("output", self.outputs) | _columns("probability", self.probabilities)
         for name, values in (("predicted", self.predicted), ("target", self.targets)):
-            if values is not None:
-                columns |= _columns(name, values, classes)
+            if values is None:
+                continue
+            if classes is not None and values[:1].numel() > 1:
+                raise ValueError(
+                    f"classes must name class ids, got {name} of shape {tuple(values.shape)}. "
+                    "Leave classes out."
+                )
+            columns |= _columns(name, values, classes)
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
@@ -303,9 +310,10 @@ def _columns(
 
 
 def _cell(value: float, classes: Sequence[object] | None) -> object:
-    if isinstance(value, float):
-        return f"{value:.9g}"  # nine digits tell any two float32 numbers apart
-    return classes[value] if classes is not None and value >= 0 else value
+    if classes is not None and value >= 0 and value == int(value):  # 0.0 and 1.0 are ids as well
+        return classes[int(value)]
+    # Nine digits tell any two float32 numbers apart.
+    return f"{value:.9g}" if isinstance(value, float) else value
 
 
 def predict(
@@ -343,8 +351,7 @@ def predict(
         >>> predictions.probabilities.shape, predictions.predicted.shape, predictions.targets
         (torch.Size([5, 3]), torch.Size([5]), None)
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    check_whole_number("batch_size", batch_size, at_least=1)
     device = place(model, device)
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
@@ -358,6 +365,11 @@ def predict(
                 )
             outputs.append(output)
             if target is not None:
+                if not isinstance(target, Tensor):
+                    raise TypeError(
+                        f"targets must be one tensor to be kept, got {type(target).__name__}. "
+                        "Predict on the inputs alone."
+                    )
                 targets.append(target)
         # One wait for an accelerator, at the end.
         return Predictions(

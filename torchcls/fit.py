@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torchcls.arguments import check_whole_number
 from torchcls.averaging import Count, Mean, averaging_of, wide
 from torchcls.device import device_of, select_device, to_device
 from torchcls.evaluation import Metrics, evaluate, named_metrics
@@ -26,7 +27,7 @@ from torchcls.loops import (
     train_step,
 )
 from torchcls.modes import training
-from torchcls.optim import check_lr, check_optimizer, default_optimizer, pace_of
+from torchcls.optim import check_is_of, check_lr, check_optimizer, default_optimizer, pace_of
 
 _RESERVED = ("epoch", "train_loss", "smooth_loss", "valid_loss", "time")
 
@@ -146,7 +147,9 @@ class Run:
         micro_batch: int | None = None,
         progress: bool | None = None,
     ) -> None:
-        _check_epochs(epochs)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an instance of nn.Module, got {model!r}.")
+        check_whole_number("epochs", epochs, at_least=1)
         check_micro_batch(micro_batch)
         _check_source(train, "train")
         if valid is not None:
@@ -174,6 +177,7 @@ class Run:
             steps=num_batches(train),
             has_valid=valid is not None,
         )
+        check_is_of(self.optimizer, model)
         # Everything is checked: from here on something changes.
         self._device = place(model, target, loss_fn=loss_fn, optimizer=self.optimizer)
         self._model, self._train, self._valid = model, train, valid
@@ -214,7 +218,7 @@ class Run:
         mean = Mean()
         with (
             training(self._model),
-            self._pace.during_epoch(),
+            self._pace.during_epoch(epoch),
             self._display.bar(self._train, "train", epoch) as batches,
         ):
             for batch in batches:
@@ -259,7 +263,8 @@ class _Display:
 
     def __init__(self, progress: bool | None, epochs: int) -> None:
         self._has_table = progress is not False
-        self._has_bar = sys.stdout.isatty() if progress is None else progress
+        is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None in a windowed program
+        self._has_bar = is_terminal if progress is None else progress
         self._epochs = epochs
 
     @contextlib.contextmanager
@@ -287,15 +292,7 @@ class _Display:
 def _target_device(model: nn.Module, device: Device) -> Device:
     if device is not None:
         return select_device(device)
-    current = device_of(model)
-    return select_device() if current.type == "cpu" else current
-
-
-def _check_epochs(epochs: int) -> None:
-    if not isinstance(epochs, int) or isinstance(epochs, bool):
-        raise TypeError(f"epochs must be a whole number, got {epochs!r}.")
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}.")
+    return select_device() if device_of(model).type == "cpu" else None  # None: it stays there
 
 
 def _check_source(batches: Any, name: str) -> None:

@@ -3,7 +3,8 @@
 Each function is its formula in elementary tensor operations (exp, log, where, gather, sum) and
 gives torch's values, gradients and second gradients. What all of them share:
 
-* Losses are in nats. float16 and bfloat16 are computed in float32 and rounded once, at the end.
+* Losses are in nats. float16 and bfloat16 are computed in float32 and rounded once, at the end;
+  under autocast the losses stay float32, as torch's do.
 * ``reduction`` is "none" (a loss per sample or element), "sum" or "mean". The mean of nothing is
   NaN, as in torch.
 * Shapes and dtypes are always checked (ValueError, TypeError); values on CPU tensors only, so that
@@ -13,8 +14,10 @@ gives torch's values, gradients and second gradients. What all of them share:
 This file needs torch alone and can be copied out.
 """
 
+import functools
 import warnings
-from typing import Any, SupportsIndex
+from collections.abc import Callable
+from typing import Any, SupportsIndex, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -190,7 +193,25 @@ def one_hot(targets: Tensor, num_classes: int = -1) -> Tensor:
 
 # --------------------------------------------------------------------------- one class out of C
 
+_Loss = TypeVar("_Loss", bound=Callable[..., Tensor])
 
+
+def _float32_under_autocast(loss: _Loss) -> _Loss:
+    """Let a loss see half-precision arguments as float32 where autocast is on, as torch's do."""
+
+    def widen(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not torch.amp.is_autocast_available(x.device.type):
+            return x
+        return _widen(x) if torch.is_autocast_enabled(x.device.type) else x
+
+    @functools.wraps(loss)
+    def wide_loss(*args: Any, **kwargs: Any) -> Tensor:
+        return loss(*map(widen, args), **{name: widen(value) for name, value in kwargs.items()})
+
+    return cast(_Loss, wide_loss)
+
+
+@_float32_under_autocast
 def nll_loss(
     log_probs: Tensor,
     targets: Tensor,
@@ -235,7 +256,7 @@ def nll_loss(
     Differs from torch: a target out of range is a ValueError (torch: IndexError); ``weight`` must
     be (C,) exactly, also with extra dimensions.
     """
-    _check_reduction(reduction)
+    _check_arguments(reduction, log_probs=log_probs, targets=targets, weight=weight)
     _check_scores("log_probs", log_probs)
     targets = _check_class_ids("log_probs", log_probs, targets, ignore_index)
     _check_class_weight("log_probs", log_probs, weight, constant=True)
@@ -243,6 +264,7 @@ def nll_loss(
     return _reduce(loss, reduction, counts.sum()).to(log_probs.dtype)
 
 
+@_float32_under_autocast
 def cross_entropy(
     logits: Tensor,
     targets: Tensor,
@@ -303,7 +325,7 @@ def cross_entropy(
         Bishop, Pattern Recognition and Machine Learning (2006), section 4.3.4.
         Szegedy et al., "Rethinking the Inception architecture" (2016), section 7: label smoothing.
     """
-    _check_reduction(reduction)
+    _check_arguments(reduction, logits=logits, targets=targets, weight=weight)
     _check_scores("logits", logits)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}.")
@@ -334,6 +356,7 @@ def cross_entropy(
 # --------------------------------------------------------------------------- 0 or 1
 
 
+@_float32_under_autocast
 def binary_cross_entropy(
     probs: Tensor, targets: Tensor, weight: Tensor | None = None, *, reduction: str = "mean"
 ) -> Tensor:
@@ -369,7 +392,7 @@ def binary_cross_entropy(
     Differs from torch: errors are TypeError and ValueError, not RuntimeError; the second gradient
     in the upstream gradient keeps the bound of the first (torch's differs below p = 1e-6).
     """
-    _check_reduction(reduction)
+    _check_arguments(reduction, probs=probs, targets=targets, weight=weight)
     _check_same_shape("probs", probs, targets)
     if targets.dtype != probs.dtype:
         raise TypeError(
@@ -434,6 +457,7 @@ class _BinaryCrossEntropySlope(torch.autograd.Function):
         return grad * in_p, grad * in_t
 
 
+@_float32_under_autocast
 def binary_cross_entropy_with_logits(
     logits: Tensor,
     targets: Tensor,
@@ -474,7 +498,9 @@ def binary_cross_entropy_with_logits(
 
     Differs from torch: a logit of -inf with a target in (0, 1] costs inf, not NaN.
     """
-    _check_reduction(reduction)
+    _check_arguments(
+        reduction, logits=logits, targets=targets, weight=weight, pos_weight=pos_weight
+    )
     _check_same_shape("logits", logits, targets)
     _check_floating("targets", targets)
     _check_element_weight("weight", weight, "logits", logits)
@@ -492,6 +518,7 @@ def binary_cross_entropy_with_logits(
 # --------------------------------------------------------------------------- a real number
 
 
+@_float32_under_autocast
 def mse_loss(
     outputs: Tensor, targets: Tensor, *, reduction: str = "mean", weight: Tensor | None = None
 ) -> Tensor:
@@ -526,7 +553,7 @@ def mse_loss(
 
     Differs from torch: two integer tensors, or complex ones, are refused with ``weight`` as well.
     """
-    _check_reduction(reduction)
+    _check_arguments(reduction, outputs=outputs, targets=targets, weight=weight)
     if weight is not None and weight.shape != outputs.shape:
         raise ValueError(
             f"weight must have the shape of outputs, {tuple(outputs.shape)}, "
@@ -537,7 +564,7 @@ def mse_loss(
         warnings.warn(
             f"targets of shape {tuple(targets.shape)} are broadcast against outputs of shape "
             f"{tuple(outputs.shape)}, which is hardly ever meant. Give them the same shape.",
-            stacklevel=2,
+            stacklevel=3,  # past the decorator
         )
     dtype = torch.promote_types(outputs.dtype, targets.dtype)
     if not dtype.is_floating_point:
@@ -617,9 +644,14 @@ def _check_integer(name: str, value: object) -> None:
         raise TypeError(f"{name} must be an integer, got {value!r}.")
 
 
-def _check_reduction(reduction: str) -> None:
+def _check_arguments(reduction: str, **tensors: Tensor | None) -> None:
+    """What every loss asks first: a known reduction, and tensors (a weight may be missing)."""
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
+    for name, value in tensors.items():
+        missing = value is None and name.endswith("weight")
+        if not isinstance(value, Tensor) and not missing:
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}.")
 
 
 def _check_floating(name: str, x: Tensor) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torchcls.arguments import check_whole_number
 from torchcls.averaging import Averaging, Count, Mean, averaging_of, one_loss
 from torchcls.data.batches import Batches
 from torchcls.device import device_of, select_device, to_device
@@ -45,7 +46,8 @@ def backward(
         TypeError: If ``batch`` is no pair, ``micro_batch`` is no whole number, or ``loss_fn`` does
             not return a tensor.
         ValueError: If ``micro_batch`` is below 1, ``loss_fn`` returns more than one number, or it
-            returns (numerator, denominator) for a batch that is cut into several pieces.
+            returns (numerator, denominator), or is a loss of your own whose pieces do not add up to
+            the whole, for a batch that is cut into several pieces.
 
     Example:
         >>> model = nn.Linear(2, 3)
@@ -142,6 +144,7 @@ def forward_backward(
     counts = [averaging.count(targets) for _, targets in pieces]
     total: Count = sum(counts)
     whole = torch.zeros(())
+    kept: list[Any] = []
     for (inputs, targets), count in zip(pieces, counts, strict=True):
         outputs = model(inputs)
         loss, own = one_loss(loss_fn(outputs, targets), count)
@@ -157,7 +160,33 @@ def forward_backward(
         loss = zero_where_nothing_counts(loss, outputs, count)
         loss.backward()
         whole = whole.to(loss) + loss.detach()
+        if len(pieces) > 1 and averaging.name is None:
+            kept.append(outputs.detach() if isinstance(outputs, Tensor) else outputs)
+    if kept:
+        check_pieces_add_up(whole, kept, batch[1], loss_fn)
     return whole, total
+
+
+def check_pieces_add_up(whole: Tensor, outputs: list[Any], targets: Any, loss_fn: Loss) -> None:
+    """Hold the sum of the pieces against the loss of the whole batch, before the optimizer steps.
+
+    Raises:
+        ValueError: If a loss of the user's own is no mean over samples, so that it must not be cut.
+    """
+    fix = "Leave micro_batch at None, or use a loss that is a mean over samples."
+    if not all(isinstance(output, Tensor) for output in outputs):
+        raise ValueError(
+            "micro_batch must be None for a loss_fn of your own on outputs that are no tensor, "
+            f"since nothing shows that its pieces add up. {fix}"
+        )
+    with torch.no_grad():
+        uncut, _ = one_loss(loss_fn(torch.cat(outputs), targets), 1)
+    # Far wider than rounding, far narrower than what another kind of average is off by.
+    if not torch.isclose(whole, uncut.to(whole), rtol=1e-3, atol=1e-6, equal_nan=True):
+        raise ValueError(
+            "loss_fn must be a mean over samples to be cut by micro_batch, got "
+            f"{whole.item():.6g} from the pieces and {uncut.item():.6g} from the whole batch. {fix}"
+        )
 
 
 def zero_where_nothing_counts(loss: Tensor, outputs: Any, count: Count) -> Tensor:
@@ -269,9 +298,10 @@ def as_pair(batch: Any, name: str) -> tuple[Any, Any]:
         return batch[0], batch[1]
     if isinstance(batch, dict):
         seen = f"a dict with the keys {', '.join(map(repr, batch)) or '(none)'}"
-        target = next((key for key in _TARGET_KEYS if key in batch), "labels")
-        source = next((key for key in batch if key != target), "inputs")
-        fix = f'((b := default_collate(items))["{source}"], b["{target}"])'
+        target = next((key for key in _TARGET_KEYS if key in batch), next(reversed(batch), "y"))
+        others = [key for key in batch if key != target]
+        inputs = f"b[{others[0]!r}]" if len(others) == 1 else "b"  # several: the model takes all
+        fix = f"next(({inputs}, b[{target!r}]) for b in [default_collate(items)])"
     elif isinstance(batch, (tuple, list)) and len(batch) > 2:
         seen, fix = f"{len(batch)} parts", "default_collate(items)[:2]"
     else:
@@ -291,9 +321,5 @@ _TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
 def check_micro_batch(micro_batch: int | None) -> None:
     """Check that ``micro_batch`` is None or a whole number of at least 1."""
-    if micro_batch is None:
-        return
-    if not isinstance(micro_batch, int) or isinstance(micro_batch, bool):
-        raise TypeError(f"micro_batch must be a whole number or None, got {micro_batch!r}.")
-    if micro_batch < 1:
-        raise ValueError(f"micro_batch must be at least 1, got {micro_batch}.")
+    if micro_batch is not None:
+        check_whole_number("micro_batch", micro_batch, at_least=1)

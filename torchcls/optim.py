@@ -81,7 +81,8 @@ def check_lr(lr: float) -> None:
 
 def check_optimizer(optimizer: Any) -> None:
     """Check that an optimizer is an instance whose ``step`` can be called without a closure."""
-    if isinstance(optimizer, type) or not hasattr(optimizer, "step"):
+    is_one = all(hasattr(optimizer, name) for name in ("step", "zero_grad", "param_groups"))
+    if isinstance(optimizer, type) or not is_one:
         raise TypeError(
             f"optimizer must be an instance, got {optimizer!r}. "
             "Build it with the model's parameters: torch.optim.SGD(model.parameters(), lr=0.1)."
@@ -91,6 +92,16 @@ def check_optimizer(optimizer: Any) -> None:
         raise TypeError(
             f"optimizer must step without a closure, got {type(optimizer).__name__}. "
             "Call tc.backward inside a closure in a loop of your own."
+        )
+
+
+def check_is_of(optimizer: Optimizer, model: nn.Module) -> None:
+    """Check that an optimizer holds parameters of the model at all."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if held.isdisjoint(id(parameter) for parameter in model.parameters()):
+        raise ValueError(
+            "optimizer must hold parameters of the model, got one that holds none of them. "
+            "Build it from model.parameters() of this very model."
         )
 
 
@@ -135,7 +146,7 @@ def _between(start: float, end: float, share: float) -> float:
 class Pace:
     """What a schedule does to an optimizer: nothing at all, in this one."""
 
-    def during_epoch(self) -> Any:
+    def during_epoch(self, epoch: int) -> Any:
         """A context around the steps of one epoch."""
         return _nothing()
 
@@ -157,13 +168,17 @@ def _nothing() -> Iterator[None]:
 class _ByProgress(Pace):
     """A function of progress. Each group has its own lr and momentum back between epochs."""
 
-    def __init__(self, schedule: Callable[[float], Any], optimizer: Optimizer, steps: int) -> None:
-        self._schedule, self._optimizer, self._steps = schedule, optimizer, steps
+    def __init__(
+        self, schedule: Callable[[float], Any], optimizer: Optimizer, epochs: int, steps: int
+    ) -> None:
+        self._schedule, self._optimizer = schedule, optimizer
+        self._epochs, self._steps = epochs, steps
         self._done = 0
         self._own: list[dict[str, Any]] = []
 
     @contextmanager
-    def during_epoch(self) -> Iterator[None]:
+    def during_epoch(self, epoch: int) -> Iterator[None]:
+        self._done = epoch * self._steps  # an epoch that broke is gone through again
         groups = self._optimizer.param_groups
         kept = ("lr", "momentum", "betas")
         self._own = [{key: group[key] for key in kept if key in group} for group in groups]
@@ -174,7 +189,7 @@ class _ByProgress(Pace):
                 group.update(own)
 
     def before_step(self) -> None:
-        paced = self._schedule(self._done / self._steps)
+        paced = self._schedule(self._done / (self._epochs * self._steps))
         scale, momentum = paced if isinstance(paced, tuple) else (paced, None)
         for group, own in zip(self._optimizer.param_groups, self._own, strict=True):
             group["lr"] = own["lr"] * scale
@@ -256,4 +271,4 @@ def pace_of(
             "train must have a length for a schedule of progress, got one without len(). "
             "Give its class __len__, the number of batches."
         )
-    return _ByProgress(schedule, optimizer, epochs * steps)
+    return _ByProgress(schedule, optimizer, epochs, steps)

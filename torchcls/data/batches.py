@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchcls.data.arguments import check_whole_number
+from torchcls.arguments import check_whole_number
 from torchcls.data.generators import seeded_generator
 
 

@@ -8,7 +8,8 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from torchcls.data.arguments import check_digits, check_whole_number
+from torchcls.arguments import check_whole_number
+from torchcls.data.digits import check_digits
 from torchcls.data.generators import seeded_generator
 
 _SIDE = 28

@@ -9,7 +9,7 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from torchcls.data.arguments import check_digits
+from torchcls.data.digits import check_digits
 from torchcls.data.idx import read_idx
 from torchcls.data.png import find_png_folders, read_png_folder
 

@@ -1,0 +1,39 @@
+"""What all test files share: a seeded generator, and a check that a test leaves torch as it was."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A source of random numbers that is the same for every test."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _leaves_torch_as_found() -> Iterator[None]:
+    """A test that changes what the next one finds is an error, and is put right for the next."""
+    found = _settings()
+    yield
+    left = _settings()
+    torch.set_default_dtype(found["default dtype"])
+    torch.set_grad_enabled(found["grad mode"])
+    torch.use_deterministic_algorithms(
+        found["deterministic algorithms"], warn_only=found["deterministic warnings only"]
+    )
+    torch.backends.cudnn.deterministic = found["cudnn.deterministic"]
+    torch.backends.cudnn.benchmark = found["cudnn.benchmark"]
+    assert left == found, "the test changed settings of torch and did not put them back"
+
+
+def _settings() -> dict[str, object]:
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "grad mode": torch.is_grad_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "deterministic warnings only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "cudnn.deterministic": torch.backends.cudnn.deterministic,
+        "cudnn.benchmark": torch.backends.cudnn.benchmark,
+    }

@@ -1,0 +1,105 @@
+"""Comparisons with torch, shared by the test files; tested themselves in test_helpers.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def assert_same_as_torch(
+    ours: Callable[..., Tensor],
+    theirs: Callable[..., Tensor],
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    """Both give the same value, dtype, shape, gradients and second gradients.
+
+    Gradients are taken in every tensor among the arguments that requires one, of a weighted sum of
+    the results whose weights all differ, so that no element can stand in for another. Tolerances
+    are those of torch.testing.assert_close for the dtype; NaN equals NaN.
+    """
+    results = [_value_and_gradients(function, args, kwargs) for function in (ours, theirs)]
+    for (what, got), (_, expected) in zip(*results, strict=True):
+        torch.testing.assert_close(
+            got, expected, equal_nan=True, msg=lambda text, what=what: f"{what}: {text}"
+        )
+
+
+def assert_both_raise(
+    ours: Callable[..., Any], theirs: Callable[..., Any], *args: Any, **kwargs: Any
+) -> None:
+    """Torch refuses the arguments, and so do we, with an error that says whose mistake it is."""
+    assert _error(theirs, args, kwargs) is not None, "torch accepts these arguments"
+    error = _error(ours, args, kwargs)
+    assert error is not None, "torch refuses these arguments, we accept them"
+    assert isinstance(error, (TypeError, ValueError, IndexError)), (
+        f"{type(error).__name__}: {error}"
+    )
+
+
+def _error(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Exception | None:
+    try:
+        function(*args, **kwargs)
+    except Exception as error:
+        return error
+    return None
+
+
+def _value_and_gradients(
+    function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[tuple[str, Tensor]]:
+    """Name and tensor of the value, then of each gradient, then of each second gradient."""
+    args = tuple(_copy(value) for value in args)
+    kwargs = {name: _copy(value) for name, value in kwargs.items()}
+    named = [(f"argument {i}", value) for i, value in enumerate(args)] + list(kwargs.items())
+    wanted = [
+        (name, value) for name, value in named if isinstance(value, Tensor) and value.requires_grad
+    ]
+    value = function(*args, **kwargs)
+    results = [("value", value.detach())]
+    if not wanted:
+        return results
+    inputs = [tensor for _, tensor in wanted]
+    gradients = _gradients([value], inputs)
+    results += [
+        (f"gradient in {name}", gradient.detach())
+        for (name, _), gradient in zip(wanted, gradients, strict=True)
+    ]
+    seconds = _gradients(gradients, inputs)
+    results += [
+        (f"second gradient in {name}", second.detach())
+        for (name, _), second in zip(wanted, seconds, strict=True)
+    ]
+    return results
+
+
+def _copy(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def _gradients(outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    """Gradients of a weighted sum of all outputs; zeros where an input plays no part."""
+    attached = [output for output in outputs if output.requires_grad]
+    if not attached:
+        return [torch.zeros_like(value) for value in inputs]
+    weights = [
+        torch.linspace(0.5, 1.5, output.numel(), dtype=torch.float64)
+        .reshape(output.shape)
+        .to(output)
+        for output in attached
+    ]
+    return list(
+        torch.autograd.grad(
+            attached,
+            inputs,
+            weights,
+            create_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )

@@ -1,0 +1,237 @@
+"""The command line: what it prints, what it writes, and how it refuses."""
+
+import csv
+import json
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import torchcls as tc
+from torchcls.cli import main
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder, and few drawn digits to wait for."""
+    drawn = tc.drawn_digits
+    monkeypatch.setattr(tc, "drawn_digits", lambda n, **rest: drawn(n // 20, **rest))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_idx(folder, *, images=3, labels=3, truncate=0, magic=2051):
+    """A tiny MNIST in IDX files, damaged as asked."""
+    folder.mkdir(exist_ok=True)
+    for split in ("train", "t10k"):
+        pixels = struct.pack(">4I", magic, images, 28, 28) + bytes(images * 784)
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(pixels[: len(pixels) - truncate])
+        ids = bytes(i % 2 for i in range(labels))
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, labels) + ids)
+    return folder
+
+
+# What it does
+
+
+def test_train_without_arguments_prints_the_table_and_writes_the_run(here, capsys):
+    assert main(["train", "--epochs", "2"]) == 0
+    first, header, *rows, last = capsys.readouterr().out.splitlines()
+    assert first == (
+        "drawn digits 0, 1, 2, 3, 4, 5, 6, 7, 8, 9: 300 training and 50 validation images, "
+        "multiclass head, on cpu"
+    )
+    names = "epoch train_loss smooth_loss valid_loss accuracy error_rate time"
+    assert header.split() == names.split()
+    assert [row.split()[0] for row in rows] == ["0", "1"]
+    assert last.startswith("reached accuracy 0.")
+    assert "torchcls-out" in last
+    out = here / "torchcls-out"
+    records = json.loads((out / "history.json").read_text())
+    for record, line in zip(records, read_csv(out / "history.csv"), strict=True):
+        assert {key: float(value) for key, value in line.items()} == record
+    weights = torch.load(out / "weights.pt", weights_only=True)
+    assert [tuple(w.shape) for w in weights.values()] == [(16, 1, 5, 5), (16,), (10, 2304), (10,)]
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_predictions_are_what_the_saved_weights_say(here):
+    assert main(["train", "--epochs", "1", "--classes", "3,5,8", "--out", "run"]) == 0
+    lines = read_csv(here / "run" / "predictions.csv")
+    images, ids = tc.drawn_digits(1000, classes=(3, 5, 8), seed=1)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 16, 5),
+        torch.nn.ReLU(),
+        torch.nn.MaxPool2d(2),
+        torch.nn.Flatten(),
+        torch.nn.Linear(2304, 3),
+    )
+    model.load_state_dict(torch.load(here / "run" / "weights.pt", weights_only=True))
+    with torch.no_grad():
+        logits = model(images)
+    written = torch.tensor([[float(line[f"output_{i}"]) for i in range(3)] for line in lines])
+    torch.testing.assert_close(written, logits)
+    probabilities = torch.tensor(
+        [[float(line[f"probability_{i}"]) for i in range(3)] for line in lines]
+    )
+    torch.testing.assert_close(probabilities, logits.softmax(1))
+    digits = torch.tensor([3, 5, 8])
+    assert [int(line["predicted"]) for line in lines] == digits[logits.argmax(1)].tolist()
+    assert [int(line["target"]) for line in lines] == digits[ids].tolist()
+
+
+@pytest.mark.parametrize(
+    ("head", "classes", "columns"),
+    [
+        ("onehot", "0,1,2", ["accuracy", "multilabel_accuracy"]),
+        ("binary", "3,5", ["threshold_accuracy"]),
+    ],
+)
+def test_every_head_trains_and_writes_the_digits_as_targets(here, head, classes, columns):
+    arguments = ["train", "--head", head, "--classes", classes, "--epochs", "2", "--out", "run"]
+    assert main(arguments) == 0
+    history = read_csv(here / "run" / "history.csv")
+    assert list(history[0])[4:-1] == columns
+    assert float(history[1]["train_loss"]) < float(history[0]["train_loss"])
+    lines = read_csv(here / "run" / "predictions.csv")
+    for column in ("predicted", "target"):
+        assert {line[column] for line in lines} <= set(classes.split(","))
+
+
+def test_the_same_seed_gives_the_same_run(here):
+    for out in ("a", "b"):
+        main(["train", "--epochs", "1", "--seed", "7", "--out", out])
+    main(["train", "--epochs", "1", "--seed", "8", "--out", "c"])
+    a, b, c = ((here / out / "predictions.csv").read_text() for out in "abc")
+    assert a == b != c
+
+
+def test_the_default_folder_is_one_that_no_run_has_taken(here):
+    for _ in range(2):
+        main(["train", "--epochs", "1", "--classes", "0,1"])
+    assert (here / "torchcls-out" / "history.csv").exists()
+    assert (here / "torchcls-out-2" / "history.csv").exists()
+
+
+def test_without_matplotlib_everything_but_the_picture_is_written(here, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["train", "--epochs", "1", "--classes", "0,1", "--out", "run"]) == 0
+    assert "curves.png" not in capsys.readouterr().out
+    assert not (here / "run" / "curves.png").exists()
+    assert (here / "run" / "weights.pt").exists()
+
+
+def test_ctrl_c_writes_what_was_reached_and_exits_with_130(here, capsys, monkeypatch):
+    step, steps = torch.optim.AdamW.step, []
+
+    def interrupted(self, *rest):
+        steps.append(1)
+        if len(steps) == 5:  # three steps in an epoch: the second one of the second
+            raise KeyboardInterrupt
+        return step(self, *rest)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+    assert main(["train", "--epochs", "9", "--out", "run"]) == 130
+    assert "stopped by Ctrl-C after 1 of 9 epochs" in capsys.readouterr().out
+    assert len(read_csv(here / "run" / "history.csv")) == 1
+
+
+# Real files
+
+
+def test_it_reads_idx_files_from_a_folder(here, capsys):
+    folder = write_idx(here / "digits", images=40, labels=40)
+    arguments = ["train", "--data", str(folder), "--classes", "0,1", "--epochs", "1"]
+    assert main(arguments) == 0
+    assert "40 training and 40 validation images" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not os.environ.get("TORCHCLS_MNIST"), reason="TORCHCLS_MNIST names no folder")
+def test_it_learns_real_digits(here):
+    data = os.environ["TORCHCLS_MNIST"]
+    arguments = ["train", "--data", data, "--classes", "0,1", "--epochs", "1", "--out", "run"]
+    assert main(arguments) == 0
+    assert float(read_csv(here / "run" / "history.csv")[0]["accuracy"]) > 0.99
+
+
+# How it refuses
+
+
+def refusal(capsys, *arguments):
+    """Run, expect exit status 2, and return what standard error says: one line, no traceback."""
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--epochs", "1", *arguments])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "nowhere"], "got nowhere, which is not there"),
+        (["--classes", "0,12"], "got 12 in (0, 12)"),
+        (["--classes", "1,1"], "distinct"),
+        (["--classes", "1"], "--classes must name at least two digits, got 1"),
+        (["--classes", "a,b"], "must be digits like 0,1,2, got 'a,b'"),
+        (["--head", "binary", "--classes", "1,2,3"], "must name two digits for --head binary"),
+        (["--device", "warp"], "device must be one that is there (cpu"),
+        (["--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
+        (["--epochs", "1.5"], "--epochs: invalid"),
+        (["--lr", "-1"], "lr must be above 0 and finite, got -1.0"),
+        (["--lr", "nan"], "lr must be above 0 and finite, got nan"),
+        (["--seed", "-1"], "seed must be at least 0"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_status_2(here, capsys, arguments, words):
+    assert words in refusal(capsys, *arguments)
+    assert not list(here.iterdir())  # and nothing was written
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ({"truncate": 100}, "train-images-idx3-ubyte"),
+        ({"magic": 1234}, "train-images-idx3-ubyte"),
+        ({"magic": 2049}, "train-images-idx3-ubyte"),
+        ({"labels": 2}, "2"),
+    ],
+)
+def test_damaged_files_are_named_in_one_line(here, capsys, damage, words):
+    folder = write_idx(here / "digits", **damage)
+    assert words in refusal(capsys, "--data", str(folder))
+
+
+def test_an_earlier_run_is_never_overwritten(here, capsys):
+    main(["train", "--epochs", "1", "--classes", "0,1", "--out", "run"])
+    before = (here / "run" / "history.csv").read_bytes()
+    capsys.readouterr()
+    assert "Choose another folder" in refusal(capsys, "--out", "run")
+    assert (here / "run" / "history.csv").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_training(here, capsys):
+    (here / "file").write_text("in the way")
+    assert "file" in refusal(capsys, "--out", "file/run")
+
+
+def test_as_a_process_it_has_a_help_a_version_and_no_traceback(tmp_path):
+    def torchcls(*arguments):
+        command = [sys.executable, "-m", "torchcls", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    version = torchcls("--version")
+    assert (version.returncode, version.stdout) == (0, f"torchcls {tc.__version__}\n")
+    refused = torchcls("train", "--data", "nowhere")
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "nowhere" in refused.stderr

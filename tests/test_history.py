@@ -1,0 +1,149 @@
+"""History: the table people know, and exports that lose no digit."""
+
+import copy
+import csv
+import json
+import math
+import pickle
+
+import pandas
+import pytest
+
+from torchcls import History, Record
+
+LOSS = 0.1 + 0.2  # 0.30000000000000004: not itself again when a digit is lost
+
+
+@pytest.fixture
+def history():
+    return History(
+        [
+            Record(epoch=0, train_loss=LOSS, valid_loss=1 / 3, accuracy=0.5, time=1.234567),
+            Record(epoch=1, train_loss=1e-17, valid_loss=12.5, accuracy=1.0, time=61.5),
+            Record(epoch=2, train_loss=math.pi, valid_loss=2 / 3, accuracy=0.0, time=0.004),
+        ]
+    )
+
+
+# --- records --------------------------------------------------------------------------------
+
+
+def test_a_record_gives_its_values_as_keys_and_as_attributes():
+    record = Record(epoch=3, train_loss=LOSS)
+    assert (record["epoch"], record.epoch) == (3, 3)
+    assert record["train_loss"] == record.train_loss == LOSS
+    assert list(record) == ["epoch", "train_loss"]
+
+
+def test_a_record_names_what_it_has_when_asked_for_something_else():
+    record = Record(epoch=3, train_loss=LOSS)
+    with pytest.raises(AttributeError, match=r"'valid_loss'.*epoch, train_loss"):
+        _ = record.valid_loss
+    with pytest.raises(KeyError, match="valid_loss"):
+        _ = record["valid_loss"]
+    assert not hasattr(record, "valid_loss")
+
+
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_records_and_histories_can_be_copied_and_pickled(again, history):
+    assert again(history[0]) == history[0]
+    assert type(again(history[0])) is Record
+    assert list(again(history)) == list(history)
+
+
+# --- a sequence of records ------------------------------------------------------------------
+
+
+def test_it_is_a_sequence_of_records(history):
+    assert len(history) == 3
+    assert [record.epoch for record in history] == [0, 1, 2]
+    assert history[-1].train_loss == math.pi
+    assert history[0] in history
+    with pytest.raises(IndexError):
+        _ = history[3]
+
+
+def test_a_slice_is_a_history(history):
+    assert isinstance(history[1:], History)
+    assert [record.epoch for record in history[1:]] == [1, 2]
+    assert [record.epoch for record in history[::-1]] == [2, 1, 0]
+    assert len(history[5:]) == 0
+
+
+def test_append_adds_a_record_and_leaves_the_list_it_was_built_from_alone(history):
+    records = list(history)
+    other = History(records)
+    other.append(Record(epoch=3))
+    assert (len(other), len(records), len(history)) == (4, 3, 3)
+
+
+# --- the table ------------------------------------------------------------------------------
+
+TABLE = """\
+epoch  train_loss  valid_loss  accuracy    time
+    0    0.300000    0.333333  0.500000   1.23s
+    1    0.000000   12.500000  1.000000  61.50s
+    2    3.141593    0.666667  0.000000   0.00s"""
+
+
+def test_it_prints_as_the_table_people_know(history):
+    assert str(history) == TABLE
+    assert repr(history) == f"History of 3 epochs\n{TABLE}"
+
+
+def test_the_columns_of_the_table_are_right_aligned(history):
+    history.append(Record(epoch=12345, train_loss=-1.5, valid_loss=math.nan, accuracy=1, time=9.0))
+    assert {len(line) for line in str(history).splitlines()} == {len(TABLE.splitlines()[0])}
+    assert str(history).splitlines()[-1].split() == ["12345", "-1.500000", "nan", "1", "9.00s"]
+
+
+def test_an_empty_history_says_so(tmp_path):
+    history = History()
+    assert str(history) == "no epochs yet"
+    assert repr(history) == "History of 0 epochs"
+    assert (len(history), list(history), bool(history)) == (0, [], False)
+    history.to_json(tmp_path / "empty.json")
+    assert json.loads((tmp_path / "empty.json").read_text()) == []
+    history.to_csv(tmp_path / "empty.csv")
+    assert (tmp_path / "empty.csv").read_text().strip() == ""
+    assert history.to_pandas().empty
+
+
+# --- exports --------------------------------------------------------------------------------
+
+
+def test_csv_keeps_every_digit(history, tmp_path):
+    history.to_csv(tmp_path / "history.csv")
+    with open(tmp_path / "history.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(history[0])
+    assert [{key: float(value) for key, value in row.items()} for row in rows] == list(history)
+
+
+def test_json_keeps_every_digit_and_the_types(history, tmp_path):
+    history[0]["matrix"] = [[1, 2], [3, 4]]
+    history.to_json(str(tmp_path / "history.json"))
+    text = (tmp_path / "history.json").read_text(encoding="utf-8")
+    found = json.loads(text)
+    assert text.endswith("]\n")
+    assert found == list(history)
+    assert type(found[0]["epoch"]) is int
+
+
+def test_exports_overwrite_what_was_there(history, tmp_path):
+    for name, export in (("csv", History.to_csv), ("json", History.to_json)):
+        export(history, tmp_path / name)
+        export(history[:1], tmp_path / name)
+        once = (tmp_path / name).read_bytes()
+        export(history[:1], tmp_path / "fresh")
+        assert once == (tmp_path / "fresh").read_bytes()
+
+
+def test_pandas_gets_a_row_for_each_epoch(history):
+    frame = history.to_pandas()
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame.columns) == list(history[0])
+    assert frame["train_loss"].tolist() == [record.train_loss for record in history]
+    assert frame["epoch"].tolist() == [0, 1, 2]
