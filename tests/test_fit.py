@@ -808,8 +808,7 @@ def test_validation_does_not_change_training(valid):
 
 
 def test_two_runs_side_by_side_do_not_disturb_each_other():
-    def one(seed, results):
-        model = network(seed=seed)
+    def one(model, seed, results):
         train = tc.Batches(*data(seed=seed), batch_size=16, shuffle=True, seed=seed)
         started.wait(timeout=30)
         history = quiet(model, train, cut(*data(20)), epochs=20, schedule=tc.one_cycle())
@@ -817,13 +816,16 @@ def test_two_runs_side_by_side_do_not_disturb_each_other():
 
     alone, together = {}, {}
     started = threading.Barrier(1)
-    one(1, alone)
-    one(2, alone)
+    one(network(seed=1), 1, alone)
+    one(network(seed=2), 2, alone)
     started = threading.Barrier(2)
-    models = [threading.Thread(target=one, args=(seed, together)) for seed in (1, 2)]
-    for thread in models:
+    # The weights are drawn here: they come from the one random state that all threads share.
+    threads = [
+        threading.Thread(target=one, args=(network(seed=seed), seed, together)) for seed in (1, 2)
+    ]
+    for thread in threads:
         thread.start()
-    for thread in models:
+    for thread in threads:
         thread.join(timeout=60)
     for seed in (1, 2):
         assert same_weights(alone[seed][0], together[seed][0])
