@@ -330,3 +330,53 @@ def test_a_loss_that_is_none_says_so(loss_fn, error, words):
 def test_micro_batch_must_be_a_whole_number_above_0(micro_batch, error):
     with pytest.raises(error, match=r"micro_batch must be .*got"):
         tc.backward(linear(), (inputs(), IDS), tc.cross_entropy, micro_batch=micro_batch)
+
+
+# --- a loss of one's own that is cut ---------------------------------------------------------
+
+
+def test_a_loss_of_ones_own_that_is_a_mean_over_samples_may_be_cut():
+    model, x, y = nn.Linear(2, 3), torch.randn(7, 2), torch.randint(3, (7,))
+
+    def focal(outputs, targets):
+        p = outputs.softmax(1).gather(1, targets[:, None])
+        return (-((1 - p) ** 2) * p.log()).mean()
+
+    cut = tc.backward(model, (x, y), focal, micro_batch=3)
+    torch.testing.assert_close(cut, focal(model(x), y).detach())
+
+
+def test_a_loss_of_ones_own_that_is_no_mean_over_samples_is_refused_when_cut():
+    model, x, y = nn.Linear(2, 3), torch.randn(6, 2), torch.tensor([0, 0, 1, 1, 2, 2])
+    weight = torch.tensor([1.0, 5.0, 25.0])
+
+    def weighted(outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets, weight)
+
+    before = model.weight.clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="loss_fn must be a mean over samples to be cut"):
+        tc.train_one_epoch(model, [(x, y)], weighted, optimizer, micro_batch=1)
+    assert torch.equal(model.weight, before)
+    assert tc.backward(model, (x, y), weighted) > 0  # whole, it is as good as any
+
+
+def test_outputs_that_are_no_tensor_are_not_cut_under_a_loss_of_ones_own():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return {"a": scale * x}
+
+    scale = torch.ones((), requires_grad=True)
+    batch = torch.randn(4, 2), torch.randn(4, 2)
+    with pytest.raises(ValueError, match="outputs that are no tensor"):
+        tc.backward(Pair(), batch, lambda o, t: (o["a"] - t).square().mean(), micro_batch=2)
+
+
+def test_the_deprecated_ways_to_say_a_reduction_are_refused():
+    batch = torch.randn(4, 2), torch.tensor([0, 1, 2, 0])
+    with pytest.raises(ValueError, match=r"deprecated size_average=.*reduction='mean'"):
+        tc.backward(
+            nn.Linear(2, 3),
+            batch,
+            partial(nn.functional.cross_entropy, size_average=False),
+        )

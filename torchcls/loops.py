@@ -143,7 +143,7 @@ def forward_backward(
     pieces = split(batch, micro_batch) if micro_batch else [batch]
     counts = [averaging.count(targets) for _, targets in pieces]
     total: Count = sum(counts)
-    whole = torch.zeros(())
+    whole: Any = 0
     kept: list[Any] = []
     for (inputs, targets), count in zip(pieces, counts, strict=True):
         outputs = model(inputs)
@@ -159,12 +159,12 @@ def forward_backward(
             loss = loss * averaging.share(count, total)
         loss = zero_where_nothing_counts(loss, outputs, count)
         loss.backward()
-        whole = whole.to(loss) + loss.detach()
+        whole = whole + loss.detach()
         if len(pieces) > 1 and averaging.name is None:
             kept.append(outputs.detach() if isinstance(outputs, Tensor) else outputs)
     if kept:
         check_pieces_add_up(whole, kept, batch[1], loss_fn)
-    return whole, total
+    return torch.as_tensor(whole), total  # a tensor already, but for a batch without a sample
 
 
 def check_pieces_add_up(whole: Tensor, outputs: list[Any], targets: Any, loss_fn: Loss) -> None:
@@ -181,7 +181,8 @@ def check_pieces_add_up(whole: Tensor, outputs: list[Any], targets: Any, loss_fn
         )
     with torch.no_grad():
         uncut, _ = one_loss(loss_fn(torch.cat(outputs), targets), 1)
-    # Far wider than rounding, far narrower than what another kind of average is off by.
+    # Far wider than rounding, far narrower than what another kind of average is off by. This reads
+    # two numbers, so it waits for an accelerator.
     if not torch.isclose(whole, uncut.to(whole), rtol=1e-3, atol=1e-6, equal_nan=True):
         raise ValueError(
             "loss_fn must be a mean over samples to be cut by micro_batch, got "
