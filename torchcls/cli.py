@@ -71,7 +71,12 @@ def _parser() -> argparse.ArgumentParser:
         "IDX files (raw or .gz) or as PNG folders (training/testing or train/test)",
     )
     add("--classes", type=_digits, metavar="0,1,2", help="the digits to tell apart (default: all)")
-    add("--head", choices=("multiclass", "onehot", "binary"), default="multiclass", help="kind")
+    add(
+        "--head",
+        choices=("multiclass", "onehot", "binary"),
+        default="multiclass",
+        help="class ids, one-hot rows, or one sigmoid for two digits",
+    )
     add("--epochs", type=_positive, default=10, help="passes over the training images")
     add("--batch-size", type=_positive, default=128, help="images in a step")
     add("--lr", type=float, default=1e-3, help="learning rate")
