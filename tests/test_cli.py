@@ -235,3 +235,12 @@ def test_as_a_process_it_has_a_help_a_version_and_no_traceback(tmp_path):
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1
     assert "nowhere" in refused.stderr
+
+
+def test_a_reader_that_leaves_the_pipe_is_no_bad_input(here, monkeypatch):
+    def left(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", left)
+    with pytest.raises(BrokenPipeError):
+        main(["train", "--epochs", "1", "--classes", "0,1"])

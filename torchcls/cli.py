@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         return _train(options)
+    except BrokenPipeError:  # an OSError too, but no bad input
+        raise
     except (OSError, ValueError) as error:
         parser.exit(2, f"torchcls: error: {error}\n")
 
