@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn, tensor
 
-from torchcls.averaging import Mean, averaging_of
+from torchcls.averaging import Mean, Sum, averaging_of
 
 WEIGHT = tensor([1.0, 3.0])
 
@@ -46,3 +46,47 @@ def test_a_mean_of_nothing_is_nan():
 def test_targets_that_are_no_tensor_are_refused():
     with pytest.raises(TypeError, match=r"targets must be a tensor.*got list"):
         averaging_of(nn.CrossEntropyLoss()).count(["a"])
+
+
+# ------------------------------------------------------------------ sums
+
+
+def test_a_sum_on_a_device_without_float64_loses_nothing():
+    """There the terms are float32 tensors: what an addition rounds off is kept in a second one."""
+    terms = torch.full((20_000,), 0.1).tolist()
+    exact = math.fsum(terms)
+    total, naive = Sum(), tensor(0.0)
+    for term in map(tensor, terms):
+        total.add(term)
+        naive = naive + term
+    assert total.value() == pytest.approx(exact, rel=1e-12)
+    assert abs(naive.item() - exact) > 1e-5 * exact  # so the test can fail
+
+
+def test_a_sum_keeps_small_terms_beside_large_ones():
+    total = Sum()
+    for term in [1e8, *[1.0] * 100, -1e8]:
+        total.add(tensor(term))
+    assert total.value() == 100
+
+
+# ------------------------------------------------------------------ weights of elements
+
+
+@pytest.mark.parametrize(
+    ("weight", "may"),
+    [
+        (torch.rand(3), True),  # for each class
+        (torch.rand(1, 3), True),
+        (torch.rand(5, 1), False),  # for each sample of this batch
+        (torch.rand(5, 3), False),
+        (tensor(2.0), True),
+    ],
+)
+def test_weights_with_a_row_for_each_sample_keep_a_batch_whole(weight, may):
+    assert averaging_of(nn.BCEWithLogitsLoss(weight)).may_be_cut(torch.rand(5, 3)) is may
+    assert averaging_of(nn.BCEWithLogitsLoss(pos_weight=weight)).may_be_cut(torch.rand(5, 3)) is may
+
+
+def test_weights_of_classes_never_do():
+    assert averaging_of(nn.CrossEntropyLoss(torch.rand(3))).may_be_cut(tensor([0, 1, 2]))

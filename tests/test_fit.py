@@ -457,6 +457,12 @@ REFUSED = {
     "epochs True": ({"epochs": True}, TypeError, "epochs must be a whole number, got True"),
     "epochs 2.5": ({"epochs": 2.5}, TypeError, "epochs must be a whole number, got 2.5"),
     "micro_batch 0": ({"micro_batch": 0}, ValueError, "micro_batch must be at least 1, got 0"),
+    "an unknown micro_batch": (
+        {"micro_batch": "big"},
+        TypeError,
+        "micro_batch must be 'auto', None",
+    ),
+    "an unknown precision": ({"precision": "half"}, ValueError, "precision must be one of"),
     "micro_batch 1.5": ({"micro_batch": 1.5}, TypeError, "micro_batch must be a whole number"),
     "iterator": ({"train": iter([])}, TypeError, "train must be .* iterated again, got list_it"),
     "generator": ({"train": (b for b in [])}, TypeError, "train must .* again, got generator"),

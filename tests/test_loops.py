@@ -175,8 +175,52 @@ def test_numerators_and_denominators_give_the_exact_epoch_mean():
     batches = list(zip(inputs().split(32), BITS.split(32), strict=True))
     loss = tc.train_one_epoch(model, batches, squares, frozen)
     assert loss == pytest.approx(F.mse_loss(model(inputs()), BITS).item(), rel=1e-6)  # float32
-    with pytest.raises(ValueError, match=r"micro_batch must be None .*numerator, denominator"):
-        tc.backward(model, (inputs(), BITS), squares, micro_batch=32)
+
+
+def weighted(outputs, targets):
+    """A loss that brings its own denominator, which differs from piece to piece."""
+    weight = 1 + targets[:, 0]
+    return ((outputs - targets).square().mean(1) * weight).sum(), weight.sum()
+
+
+def test_numerators_and_denominators_take_the_same_step_however_cut():
+    whole, cut = linear(dtype=torch.float64), linear(dtype=torch.float64)
+    batch = inputs(dtype=torch.float64), BITS.double()
+    for model in (whole, cut):  # gradients that were there before stay
+        model.weight.grad = torch.ones_like(model.weight)
+    expected = tc.backward(whole, batch, weighted)
+    assert_close(tc.backward(cut, batch, weighted, micro_batch=32), expected)
+    assert_close(gradients(cut), gradients(whole))
+
+
+def test_numerators_over_nothing_add_nothing():
+    model = linear()
+    nothing = lambda outputs, targets: ((outputs * 0).sum(), tensor(0.0))  # noqa: E731
+    assert tc.backward(model, (inputs(), BITS), nothing, micro_batch=32) == 0
+    assert all((gradient == 0).all() for gradient in gradients(model))
+
+
+def test_a_denominator_that_depends_on_the_model_is_refused_when_cut():
+    model = linear()
+    model.weight.grad = torch.ones_like(model.weight)
+    ratio = lambda outputs, targets: (outputs.sum(), outputs.exp().sum())  # noqa: E731
+    with pytest.raises(ValueError, match=r"micro_batch must be None .*denominator depends"):
+        tc.backward(model, (inputs(), BITS), ratio, micro_batch=32)
+    assert (model.weight.grad == 1).all()  # nothing is lost
+    assert model.bias.grad is None
+    tc.backward(model, (inputs(), BITS), ratio)
+
+
+def test_a_loss_with_a_weight_for_each_sample_is_refused_when_cut():
+    loss_fn = nn.BCEWithLogitsLoss(weight=torch.rand(70, 1))
+    with pytest.raises(ValueError, match=r"micro_batch must be None .*a row for each sample"):
+        tc.backward(linear(), (inputs(), BITS), loss_fn, micro_batch=32)
+    tc.backward(linear(), (inputs(), BITS), loss_fn)
+
+
+def test_inputs_and_targets_of_different_length_are_refused_when_cut():
+    with pytest.raises(ValueError, match=r"as many inputs as targets .* got 70 inputs and 69"):
+        tc.backward(linear(), (inputs(), IDS[:69]), tc.cross_entropy, micro_batch=32)
 
 
 # ------------------------------------------------------------------ where nothing counts
@@ -359,6 +403,39 @@ def test_a_loss_of_ones_own_that_is_no_mean_over_samples_is_refused_when_cut():
         tc.train_one_epoch(model, [(x, y)], weighted, optimizer, micro_batch=1)
     assert torch.equal(model.weight, before)
     assert tc.backward(model, (x, y), weighted) > 0  # whole, it is as good as any
+
+
+def test_a_loss_of_ones_own_is_tested_at_the_first_cut_batch_only():
+    calls = []
+
+    def own(outputs, targets):
+        calls.append(len(outputs))
+        return (outputs - targets).abs().mean()
+
+    model = linear()
+    batches = [(inputs(8), BITS[:8])] * 3
+    tc.train_one_epoch(model, batches, own, sgd(model), micro_batch=4)
+    assert calls == [4, 4, 8, 4, 4, 4, 4]
+
+
+def test_a_mask_reaches_outputs_that_are_no_tensor():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = linear()
+
+        def forward(self, x):
+            return {"logits": self.body(x)}
+
+    class Loss(nn.CrossEntropyLoss):  # its name and options, on a dict
+        forward = nn.CrossEntropyLoss.forward
+
+        def __call__(self, outputs, targets):
+            return super().__call__(outputs["logits"], targets)
+
+    model = Named()
+    assert tc.backward(model, (inputs(), torch.full((70,), -100)), Loss()) == 0
+    assert all((gradient == 0).all() for gradient in gradients(model))
 
 
 def test_outputs_that_are_no_tensor_are_not_cut_under_a_loss_of_ones_own():

@@ -4,6 +4,7 @@ The denominator of a loss follows from the targets alone. So a batch may be cut 
 split into batches, and every part knows its exact share of the whole before anything is computed.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +28,21 @@ class Averaging:
         is_sum: Whether the loss is the numerator already (``reduction="sum"``). Training steps on
             that sum, and it is reported per sample.
         name: The loss's name in ``torch.nn.functional``; None for a loss of the user's own.
+        weights: Weights of elements that torch broadcasts against the targets (BCE and MSE).
     """
 
     count: Callable[[Any], Count]
     is_sum: bool = False
     name: str | None = None
+    weights: tuple[Tensor, ...] = ()
+
+    def may_be_cut(self, targets: Any) -> bool:
+        """Whether the loss takes a piece of a batch: weights with a row for each sample do not."""
+        return all(
+            weight.ndim < targets.ndim or weight.shape[0] == 1
+            for weight in self.weights
+            if weight.ndim > 0
+        )
 
     def share(self, count: Count, total: Count) -> Count:
         """What the loss of a part is multiplied by so that the parts add up to the whole."""
@@ -81,11 +92,19 @@ def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
             f"loss_fn must reduce a batch to one number, got reduction={reduction!r}. "
             "Use reduction='mean'."
         )
-    if reduction == "sum":
-        return Averaging(num_samples, is_sum=True, name=known.name)
-    if known.name in ("cross_entropy", "nll_loss"):
-        return Averaging(lambda targets: _count_classes(targets, known), name=known.name)
-    return Averaging(lambda targets: int(_tensor(targets).numel()), name=known.name)
+    if known.name in ("cross_entropy", "nll_loss"):  # their weights belong to classes
+        count: Callable[[Any], Count] = functools.partial(_count_classes, known=known)
+        weights: tuple[Tensor, ...] = ()
+    else:
+        count = _count_elements
+        options = (known.options["weight"], known.options["pos_weight"])
+        weights = tuple(weight for weight in options if isinstance(weight, Tensor))
+    is_sum = reduction == "sum"
+    return Averaging(num_samples if is_sum else count, is_sum, known.name, weights)
+
+
+def _count_elements(targets: Tensor) -> Count:
+    return int(_tensor(targets).numel())
 
 
 def _count_classes(targets: Tensor, known: KnownLoss) -> Count:
@@ -124,14 +143,26 @@ def one_loss(result: Any, count: Count) -> tuple[Tensor, Count]:
         TypeError: If the result is no tensor and no pair.
         ValueError: If it holds more than one number.
     """
-    if isinstance(result, tuple) and len(result) == 2:
-        numerator, denominator = (_number(torch.as_tensor(part)) for part in result)
+    if is_fraction(result):
+        numerator, denominator = fraction(result)
         count = denominator.detach()
         return numerator / torch.where(count != 0, denominator, 1), count
-    return _number(result), count
+    return one_number(result), count
 
 
-def _number(result: Any) -> Tensor:
+def is_fraction(result: Any) -> bool:
+    """Whether a loss function returned its own (numerator, denominator)."""
+    return isinstance(result, tuple) and len(result) == 2
+
+
+def fraction(result: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
+    """Numerator and denominator as 0-d tensors, with their graphs."""
+    numerator, denominator = result
+    return one_number(torch.as_tensor(numerator)), one_number(torch.as_tensor(denominator))
+
+
+def one_number(result: Any) -> Tensor:
+    """Check that a loss is one number; returns it as a 0-d tensor with its graph."""
     if not isinstance(result, Tensor):
         raise TypeError(
             "loss_fn must return one number as a tensor, or (numerator, denominator), "
@@ -143,6 +174,43 @@ def _number(result: Any) -> Tensor:
             "Use reduction='mean'."
         )
     return result.reshape(())
+
+
+class Sum:
+    """A running sum in which small terms are not lost, on any device.
+
+    In float64 where there is one: Python's floats on the CPU, a 0-d tensor elsewhere. A device
+    without it (mps) keeps in a second float32 what the additions of the first one rounded off.
+
+    Example:
+        >>> total = Sum()
+        >>> for term in torch.tensor([1e8, 1.0, 1.0, 1.0, 1.0]):  # float32 steps by 8 up there
+        ...     total.add(term)
+        >>> total.value()
+        100000004.0
+
+    References:
+        Knuth, The Art of Computer Programming, vol. 2, section 4.2.2: the error of an addition.
+    """
+
+    def __init__(self) -> None:
+        self._sum: Count = 0.0
+        self._lost: Count = 0.0
+
+    def add(self, term: Count) -> None:
+        """Add a number, or a 0-d tensor without a graph; nothing waits for an accelerator."""
+        total = self._sum + term
+        if isinstance(term, Tensor) and term.dtype == torch.float32:
+            added = total - self._sum
+            lost = self._lost + ((self._sum - (total - added)) + (term - added))
+            rounded = total
+            total = rounded + lost  # what was lost before may count by now
+            self._lost = lost - (total - rounded)
+        self._sum = total
+
+    def value(self) -> float:
+        """The sum. Waits for an accelerator."""
+        return float(self._sum) + float(self._lost)
 
 
 class Mean:
@@ -159,8 +227,8 @@ class Mean:
     """
 
     def __init__(self) -> None:
-        self._numerator: Count = 0.0
-        self._denominator: Count = 0
+        self._numerator = Sum()
+        self._denominator = Sum()
 
     def add(self, mean: Tensor, count: Count) -> None:
         """Add a part with mean ``mean`` (0-d) that counts ``count``."""
@@ -168,13 +236,13 @@ class Mean:
 
     def add_sum(self, numerator: Count, count: Count) -> None:
         """Add a part whose sum is ``numerator``."""
-        self._numerator = self._numerator + numerator
-        self._denominator = self._denominator + count
+        self._numerator.add(numerator)
+        self._denominator.add(count)
 
     def value(self) -> float:
         """The mean of all parts; NaN when nothing counted. Waits for an accelerator."""
-        denominator = float(self._denominator)
-        return float(self._numerator) / denominator if denominator else float("nan")
+        denominator = self._denominator.value()
+        return self._numerator.value() / denominator if denominator else float("nan")
 
 
 def wide(number: Tensor) -> Count:
@@ -182,4 +250,4 @@ def wide(number: Tensor) -> Count:
     number = number.detach()
     if number.device.type == "cpu":
         return number.item()
-    return number if number.device.type == "mps" else number.double()
+    return number.float() if number.device.type == "mps" else number.double()

@@ -14,9 +14,12 @@ from torchcls import heads
 from torchcls.arguments import check_whole_number
 from torchcls.averaging import Mean, averaging_of, one_loss
 from torchcls.device import to_device
-from torchcls.loops import Device, Loss, pairs, place, zero_where_nothing_counts
+from torchcls.loops import Device, loss_on, pairs, place
 from torchcls.metrics import counts_behind
 from torchcls.modes import evaluating
+from torchcls.pieces import Pieces, pieces_for
+from torchcls.precision import Precision
+from torchcls.step import Loss, zero_where_nothing_counts
 from torchcls.structure import num_samples, split
 
 Metrics = Sequence[Any] | Mapping[str, Any]
@@ -49,7 +52,9 @@ def evaluate(
     """Measure a model on every batch: exact over the whole split, however it is cut.
 
     The model is evaluated in evaluation mode and without gradients. Modes, gradients, grad mode and
-    torch's random state are as before afterwards, also when the model raises.
+    torch's random state are as before afterwards, also when the model raises. On a CPU a large
+    batch goes through a ``Sequential`` of torch's own layers in pieces that fit into the cache,
+    which changes its outputs by rounding at most.
 
     Args:
         model: Any module.
@@ -75,16 +80,35 @@ def evaluate(
         >>> evaluate(model, batches, metrics=[accuracy])  # 2 of 3, not the mean of 2/2 and 0/1
         Evaluation(loss=None, metrics={'accuracy': 0.6666666666666666}, n=3)
     """
-    scorers = {name: scorer_for(metric) for name, metric in named_metrics(metrics).items()}
-    device = place(model, device, loss_fn=loss_fn)
+    named_metrics(metrics)  # what is wrong with these shall show before anything is moved
+    if loss_fn is not None:
+        averaging_of(loss_fn)
+    device = place(model, device)
+    return measure(model, batches, loss_fn, metrics, device, pieces_for(model, "auto"), Precision())
+
+
+def measure(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: Loss | None,
+    metrics: Metrics,
+    device: torch.device,
+    pieces: Pieces,
+    precision: Precision,
+) -> Evaluation:
+    """Do what ``evaluate`` says, on checked arguments; ``pieces`` cut the forward of a batch."""
+    if loss_fn is not None:
+        loss_fn = loss_on(loss_fn, device)
     averaging = None if loss_fn is None else averaging_of(loss_fn)
+    scorers = {name: scorer_for(metric) for name, metric in named_metrics(metrics).items()}
     for scorer in scorers.values():
         scorer.start(device)
     mean, n = Mean(), 0
     with evaluating(model):
+        pieces.renew()
         for batch in pairs(batches, "batches"):
             inputs, targets = to_device(batch, device)
-            outputs = model(inputs)
+            outputs = precision.outputs(pieces.outputs, inputs)
             if loss_fn is not None and averaging is not None:
                 loss, count = one_loss(loss_fn(outputs, targets), averaging.count(targets))
                 loss = zero_where_nothing_counts(loss, outputs, count)

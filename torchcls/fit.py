@@ -6,28 +6,31 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchcls.arguments import check_whole_number
 from torchcls.averaging import Count, Mean, averaging_of, wide
+from torchcls.data.batches import Batches
 from torchcls.device import device_of, select_device, to_device
-from torchcls.evaluation import Metrics, evaluate, named_metrics
+from torchcls.evaluation import Metrics, measure, named_metrics
 from torchcls.history import History, Record, header, row
 from torchcls.loops import (
     Device,
-    Loss,
-    check_micro_batch,
+    loss_on,
     move_on,
     no_batch,
     not_batches,
     num_batches,
     pairs,
     place,
-    train_step,
 )
 from torchcls.modes import training
 from torchcls.optim import check_is_of, check_lr, check_optimizer, default_optimizer, pace_of
+from torchcls.pieces import MicroBatch, Pieces, check_micro_batch, pieces_for
+from torchcls.precision import check_precision, precision_of
+from torchcls.step import Loss, Step
 
 _RESERVED = ("epoch", "train_loss", "smooth_loss", "valid_loss", "time")
 
@@ -44,7 +47,8 @@ def fit(
     lr: float | None = None,
     schedule: Any = None,
     device: Device = None,
-    micro_batch: int | None = None,
+    precision: str = "float32",
+    micro_batch: MicroBatch = "auto",
     progress: bool | None = None,
 ) -> History:
     """Train a model for some epochs, validate after each, and return the history.
@@ -67,8 +71,14 @@ def fit(
             valid_loss.
         device: Where to work. None keeps a model that is on an accelerator, and else takes it to
             ``select_device()``. The model stays there afterwards.
-        micro_batch: Samples that go through at a time; None for whole batches. The step is that of
-            the whole batch; see ``backward``.
+        precision: "float32"; "bfloat16" or "float16" run the model under ``torch.autocast``, with
+            float32 weights, and hand float32 outputs to loss and metrics. "float16" scales the loss
+            and skips a step whose gradients overflow.
+        micro_batch: Samples that go through at a time. The step is that of the whole batch to
+            rounding; see ``backward``. None leaves batches whole. "auto" cuts on the CPU, where a
+            batch's activations are larger than the cache and the model is a ``Sequential`` of
+            torch's own layers that treat every sample by itself, with a loss that torchcls knows;
+            everywhere else it leaves batches whole. ``history.micro_batch`` says what it chose.
         progress: None shows a bar in a terminal and plain lines in a pipe; True and False force it
             on and off.
 
@@ -100,6 +110,7 @@ def fit(
         lr=lr,
         schedule=schedule,
         device=device,
+        precision=precision,
         micro_batch=micro_batch,
         progress=progress,
     )
@@ -144,13 +155,15 @@ class Run:
         lr: float | None = None,
         schedule: Any = None,
         device: Device = None,
-        micro_batch: int | None = None,
+        precision: str = "float32",
+        micro_batch: MicroBatch = "auto",
         progress: bool | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an instance of nn.Module, got {model!r}.")
         check_whole_number("epochs", epochs, at_least=1)
-        check_micro_batch(micro_batch)
+        check_micro_batch(micro_batch, may_be_auto=True)
+        check_precision(precision)
         _check_source(train, "train")
         if valid is not None:
             _check_source(valid, "valid")
@@ -164,7 +177,7 @@ class Run:
             check_optimizer(optimizer)
         if lr is not None:
             check_lr(lr)
-        self._averaging = averaging_of(loss_fn)
+        averaging_of(loss_fn)
         target = _target_device(model, device)
         self.optimizer = (
             default_optimizer(model, 1e-3 if lr is None else lr) if optimizer is None else optimizer
@@ -179,10 +192,20 @@ class Run:
         )
         check_is_of(self.optimizer, model)
         # Everything is checked: from here on something changes.
-        self._device = place(model, target, loss_fn=loss_fn, optimizer=self.optimizer)
+        self._device = place(model, target, optimizer=self.optimizer)
         self._model, self._train, self._valid = model, train, valid
-        self._loss_fn, self._metrics = loss_fn, metrics
-        self._epochs, self._micro_batch = epochs, micro_batch
+        self._loss_fn, self._metrics = loss_on(loss_fn, self._device), metrics
+        self._epochs = epochs
+        self._averaging = averaging_of(self._loss_fn)
+        self._precision = precision_of(precision, self._device)
+        if precision != "float32":  # what "auto" knows of layers and sizes, it knows of float32
+            micro_batch = None if micro_batch == "auto" else micro_batch
+        self._pieces = pieces_for(model, micro_batch, self._averaging)
+        # Validation has a mode and a batch of its own; a size that was asked for is for training.
+        whole = micro_batch != "auto"
+        self._valid_pieces = Pieces(model) if whole else pieces_for(model, "auto")
+        self._step = Step(model, self._loss_fn, self._averaging, self._pieces, self._precision)
+        self._near = {id(source): near_copy(source, self._device) for source in (train, valid)}
         self._smooth = _Smooth()
         self._display = _Display(progress, epochs)
         self._stopped = False
@@ -202,8 +225,16 @@ class Run:
         train_loss = self._train_one_epoch(epoch)
         record = Record(epoch=epoch, train_loss=train_loss, smooth_loss=self._smooth.value())
         if self._valid is not None:
-            with self._display.bar(self._valid, "valid", epoch) as batches:
-                found = evaluate(self._model, batches, loss_fn=self._loss_fn, metrics=self._metrics)
+            with self._pass(self._valid, "valid", epoch) as batches:
+                found = measure(
+                    self._model,
+                    batches,
+                    self._loss_fn,
+                    self._metrics,
+                    self._device,
+                    self._valid_pieces,
+                    self._precision,
+                )
             record["valid_loss"] = found.loss
             for name, value in found.metrics.items():  # a matrix, say, as nested lists
                 record[name] = value.tolist() if isinstance(value, Tensor) else value
@@ -213,29 +244,34 @@ class Run:
         self._display.show(record)
         return record
 
+    def _pass(
+        self, source: Iterable[Any], name: str, epoch: int
+    ) -> contextlib.AbstractContextManager[Iterable[Any]]:
+        """One pass over a source, or over its copy on the accelerator, behind a bar."""
+        near = self._near[id(source)]
+        if near is not None and isinstance(source, Batches):
+            near.epoch = source.epoch
+            source = near
+        return self._display.bar(source, name, epoch)
+
     def _train_one_epoch(self, epoch: int) -> float:
         """``train_one_epoch`` with a schedule, the running mean and a display around its steps."""
         mean = Mean()
         with (
             training(self._model),
             self._pace.during_epoch(epoch),
-            self._display.bar(self._train, "train", epoch) as batches,
+            self._pass(self._train, "train", epoch) as batches,
         ):
+            self._pieces.renew()
             for batch in batches:
                 batch = to_device(batch, self._device)
                 self._pace.before_step()
-                loss, count = train_step(
-                    self._model,
-                    batch,
-                    self._loss_fn,
-                    self._averaging,
-                    self.optimizer,
-                    self._micro_batch,
-                )
+                loss, count = self._step.take(batch, self.optimizer)
                 self._pace.after_step()
                 reported = self._averaging.reported(loss, count)
                 mean.add(reported, count)
                 self._smooth.add(reported)
+        self.history.micro_batch = self._pieces.size
         move_on(self._train)
         return mean.value()
 
@@ -287,6 +323,18 @@ class _Display:
             if record.epoch == 0:
                 print(header(record), flush=True)
             print(row(record), flush=True)
+
+
+def near_copy(source: Any, device: torch.device) -> Batches | None:
+    """A copy of a ``Batches`` on an accelerator, where it fits into half of what is free there.
+
+    With a transform the data stays where it is: what it draws and looks up may lie there too.
+    """
+    if not isinstance(source, Batches) or source.transform is not None or device.type != "cuda":
+        return None
+    size = sum(tensor.nbytes for tensor in (source.inputs, source.targets) if not tensor.is_cuda)
+    free, _ = torch.cuda.mem_get_info(device)
+    return source.to(device) if 0 < size <= free // 2 else None
 
 
 def _target_device(model: nn.Module, device: Device) -> Device:

@@ -36,6 +36,10 @@ class History(Sequence[Record]):
     over the validation set, and ``time`` is the seconds that training and validation took. Losses
     are in the unit of the loss (nats for cross-entropy), rates are fractions.
 
+    Attributes:
+        micro_batch: Samples in a piece of the training batches, as asked for or as "auto" chose;
+            None where they went whole.
+
     Example:
         >>> history = History([Record(epoch=0, train_loss=0.5, valid_loss=0.25, time=1.25)])
         >>> print(history)
@@ -45,8 +49,9 @@ class History(Sequence[Record]):
         ([0.25], 0)
     """
 
-    def __init__(self, records: Sequence[Record] = ()) -> None:
+    def __init__(self, records: Sequence[Record] = (), *, micro_batch: int | None = None) -> None:
         self._records = list(records)
+        self.micro_batch = micro_batch
 
     def append(self, record: Record) -> None:
         """Add the record of one more epoch."""
@@ -58,7 +63,7 @@ class History(Sequence[Record]):
     def __getitem__(self, index: slice) -> "History": ...
     def __getitem__(self, index: int | slice) -> "Record | History":
         found = self._records[index]
-        return History(found) if isinstance(found, list) else found
+        return History(found, micro_batch=self.micro_batch) if isinstance(found, list) else found
 
     def __len__(self) -> int:
         return len(self._records)

@@ -1,20 +1,21 @@
 """The training step and one epoch of it, as a plain loop that never takes a mean of means."""
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchcls.arguments import check_whole_number
-from torchcls.averaging import Averaging, Count, Mean, averaging_of, one_loss
+from torchcls.averaging import Mean, averaging_of
 from torchcls.data.batches import Batches
+from torchcls.data.loaders import taken_at_once
 from torchcls.device import device_of, select_device, to_device
 from torchcls.modes import training
-from torchcls.structure import split
+from torchcls.pieces import check_micro_batch, pieces_for
+from torchcls.step import Loss, Step
 
-Loss = Callable[[Any, Any], Any]
 Device = str | torch.device | None
 
 
@@ -45,9 +46,8 @@ def backward(
     Raises:
         TypeError: If ``batch`` is no pair, ``micro_batch`` is no whole number, or ``loss_fn`` does
             not return a tensor.
-        ValueError: If ``micro_batch`` is below 1, ``loss_fn`` returns more than one number, or it
-            returns (numerator, denominator), or is a loss of your own whose pieces do not add up to
-            the whole, for a batch that is cut into several pieces.
+        ValueError: If ``micro_batch`` is below 1, ``loss_fn`` returns more than one number, or is
+            a loss of your own whose pieces do not add up to the whole batch.
 
     Example:
         >>> model = nn.Linear(2, 3)
@@ -57,9 +57,8 @@ def backward(
         True
     """
     check_micro_batch(micro_batch)
-    loss, _ = forward_backward(
-        model, as_pair(batch, "batch"), loss_fn, averaging_of(loss_fn), micro_batch
-    )
+    step = Step(model, loss_fn, averaging_of(loss_fn), pieces_for(model, micro_batch))
+    loss, _ = step.backward(as_pair(batch, "batch"))
     return loss
 
 
@@ -102,115 +101,22 @@ def train_one_epoch(
         >>> loss = train_one_epoch(model, batches, nn.CrossEntropyLoss(), optimizer)
     """
     check_micro_batch(micro_batch)
+    averaging_of(loss_fn)  # what is wrong with it shall show before anything is moved
+    device = place(model, device, optimizer=optimizer)
+    loss_fn = loss_on(loss_fn, device)
     averaging = averaging_of(loss_fn)
-    device = place(model, device, loss_fn=loss_fn, optimizer=optimizer)
+    step = Step(model, loss_fn, averaging, pieces_for(model, micro_batch))
     mean = Mean()
     with training(model):
         for batch in pairs(batches, "batches"):
-            batch = to_device(batch, device)
-            loss, count = train_step(model, batch, loss_fn, averaging, optimizer, micro_batch)
+            loss, count = step.take(to_device(batch, device), optimizer)
             mean.add(averaging.reported(loss, count), count)
     move_on(batches)
     return mean.value()
 
 
-def train_step(
-    model: nn.Module,
-    batch: tuple[Any, Any],
-    loss_fn: Loss,
-    averaging: Averaging,
-    optimizer: Optimizer,
-    micro_batch: int | None,
-) -> tuple[Tensor, Count]:
-    """Take one optimizer step on one batch; returns its loss and what the batch counts."""
-    optimizer.zero_grad()
-    loss, count = forward_backward(model, batch, loss_fn, averaging, micro_batch)
-    optimizer.step()
-    return loss, count
-
-
-def forward_backward(
-    model: nn.Module,
-    batch: tuple[Any, Any],
-    loss_fn: Loss,
-    averaging: Averaging,
-    micro_batch: int | None,
-) -> tuple[Tensor, Count]:
-    """Add a batch's gradients, piece by piece; returns its loss and what the batch counts.
-
-    This is the mechanism behind every exact number: a list of pieces and one total.
-    """
-    pieces = split(batch, micro_batch) if micro_batch else [batch]
-    counts = [averaging.count(targets) for _, targets in pieces]
-    total: Count = sum(counts)
-    whole: Any = 0
-    kept: list[Any] = []
-    for (inputs, targets), count in zip(pieces, counts, strict=True):
-        outputs = model(inputs)
-        loss, own = one_loss(loss_fn(outputs, targets), count)
-        if own is not count:  # the loss brought its own denominator
-            if len(pieces) > 1:
-                raise ValueError(
-                    "micro_batch must be None for a loss_fn that returns (numerator, denominator), "
-                    "since the share of a piece is not known before the last one."
-                )
-            total = own
-        elif len(pieces) > 1:  # one piece keeps the very bits of the plain loop
-            loss = loss * averaging.share(count, total)
-        loss = zero_where_nothing_counts(loss, outputs, count)
-        loss.backward()
-        whole = whole + loss.detach()
-        if len(pieces) > 1 and averaging.name is None:
-            kept.append(outputs.detach() if isinstance(outputs, Tensor) else outputs)
-    if kept:
-        check_pieces_add_up(whole, kept, batch[1], loss_fn)
-    return torch.as_tensor(whole), total  # a tensor already, but for a batch without a sample
-
-
-def check_pieces_add_up(whole: Tensor, outputs: list[Any], targets: Any, loss_fn: Loss) -> None:
-    """Hold the sum of the pieces against the loss of the whole batch, before the optimizer steps.
-
-    Raises:
-        ValueError: If a loss of the user's own is no mean over samples, so that it must not be cut.
-    """
-    fix = "Leave micro_batch at None, or use a loss that is a mean over samples."
-    if not all(isinstance(output, Tensor) for output in outputs):
-        raise ValueError(
-            "micro_batch must be None for a loss_fn of your own on outputs that are no tensor, "
-            f"since nothing shows that its pieces add up. {fix}"
-        )
-    with torch.no_grad():
-        uncut, _ = one_loss(loss_fn(torch.cat(outputs), targets), 1)
-    # Far wider than rounding, far narrower than what another kind of average is off by. This reads
-    # two numbers, so it waits for an accelerator.
-    if not torch.isclose(whole, uncut.to(whole), rtol=1e-3, atol=1e-6, equal_nan=True):
-        raise ValueError(
-            "loss_fn must be a mean over samples to be cut by micro_batch, got "
-            f"{whole.item():.6g} from the pieces and {uncut.item():.6g} from the whole batch. {fix}"
-        )
-
-
-def zero_where_nothing_counts(loss: Tensor, outputs: Any, count: Count) -> Tensor:
-    """Turn torch's 0/0, the mean over targets that are all ignored, into a loss of 0.
-
-    The gradient is masked where it enters the outputs: further back it would meet 0 * NaN.
-    """
-    if not isinstance(count, Tensor) and count != 0:
-        return loss
-    counts = torch.as_tensor(count != 0, device=loss.device)  # no wait: compared on the device
-    if isinstance(outputs, Tensor) and outputs.requires_grad:
-        outputs.register_hook(lambda gradient: torch.where(counts, gradient, 0))
-    return torch.where(counts, loss, 0)
-
-
-def place(
-    model: nn.Module,
-    device: Device,
-    *,
-    loss_fn: Loss | None = None,
-    optimizer: Optimizer | None = None,
-) -> torch.device:
-    """Take the model, its optimizer's state and its loss's weights to a device.
+def place(model: nn.Module, device: Device, *, optimizer: Optimizer | None = None) -> torch.device:
+    """Take the model and its optimizer's state to a device.
 
     ``module.to`` keeps its parameters' identity, so an optimizer built before still holds them;
     only what it remembers about them (momentum) has to follow.
@@ -218,11 +124,19 @@ def place(
     place = device_of(model) if device is None else select_device(device)
     if device is not None:
         model.to(place)
-    if isinstance(loss_fn, nn.Module):
-        loss_fn.to(place)
     if optimizer is not None and _is_elsewhere(optimizer):
         optimizer.load_state_dict(optimizer.state_dict())  # casts every state to its parameter
     return place
+
+
+def loss_on(loss_fn: Loss, device: torch.device) -> Loss:
+    """The loss with its weights on a device: a module is moved, a partial made anew."""
+    if isinstance(loss_fn, nn.Module):
+        return loss_fn.to(device)
+    if isinstance(loss_fn, functools.partial):
+        keywords = to_device(loss_fn.keywords, device)
+        return functools.partial(loss_fn.func, *loss_fn.args, **keywords)
+    return loss_fn
 
 
 def _is_elsewhere(optimizer: Optimizer) -> bool:
@@ -247,7 +161,7 @@ def pairs(batches: Iterable[Any], name: str) -> Iterator[tuple[Any, Any]]:
         ValueError: If there is no batch at all.
     """
     try:
-        iterator = iter(batches)
+        iterator = iter(taken_at_once(batches))
     except TypeError:
         raise TypeError(not_batches(batches, name)) from None
     is_empty = True
@@ -318,9 +232,3 @@ def as_pair(batch: Any, name: str) -> tuple[Any, Any]:
 
 
 _TARGET_KEYS = ("labels", "label", "targets", "target", "y")
-
-
-def check_micro_batch(micro_batch: int | None) -> None:
-    """Check that ``micro_batch`` is None or a whole number of at least 1."""
-    if micro_batch is not None:
-        check_whole_number("micro_batch", micro_batch, at_least=1)

@@ -1,5 +1,6 @@
 """Tensors in memory, cut into batches."""
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,6 +92,18 @@ class Batches:
     @epoch.setter
     def epoch(self, value: int) -> None:
         self._epoch = check_whole_number("epoch", value, at_least=0)
+
+    def to(self, device: str | torch.device) -> "Batches":
+        """The same batches in the same order, with the tensors stored on a device.
+
+        A transform then gets tensors that lie there, so what it draws or looks up must as well.
+
+        Args:
+            device: Where to keep the tensors; those that are there already are shared, not copied.
+        """
+        moved = copy.copy(self)
+        moved.inputs, moved.targets = self.inputs.to(device), self.targets.to(device)
+        return moved
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.inputs), self.batch_size)

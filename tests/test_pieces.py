@@ -1,0 +1,252 @@
+"""torchcls.pieces: when "auto" cuts, into what, and that nothing but the time shows it."""
+
+import copy
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import torchcls as tc
+from torchcls import pieces
+from torchcls.averaging import averaging_of
+from torchcls.pieces import AutoPieces, cache_bytes, check_micro_batch, piece_size
+from torchcls.structure import num_samples
+
+MIB = 2**20
+
+
+@pytest.fixture
+def small_cache(monkeypatch):
+    """A cache that a batch of a few kilobytes is larger than."""
+    monkeypatch.setattr(pieces, "cache_bytes", lambda: 8192)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+
+def perceptron(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)).to(dtype)
+
+
+def data(n=120, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, 4, generator=generator, dtype=dtype), torch.arange(n) % 3
+
+
+def cuts(model, batch, loss_fn=tc.cross_entropy):
+    auto = AutoPieces(model, averaging_of(loss_fn))
+    auto.renew()
+    forward, parts = auto.cut(batch)
+    assert sum(num_samples(targets) for _, targets in parts) == num_samples(batch[1])
+    return SimpleNamespace(forward=forward, parts=parts, size=auto.size)
+
+
+# --- the size ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "sample", "weights", "expected"),
+    [
+        (1862, 77_000, 28_000, 64),  # a quarter of 32 MiB is 108 samples
+        (435, 77_000, 28_000, None),  # the whole batch is just within the cache
+        (436, 77_000, 28_000, 64),
+        (1000, MIB, 28_000, 16),  # eight would do; sixteen for four threads
+        (1000, 3 * MIB, 28_000, None),  # sixteen samples are larger than the cache
+        (100_000, 6_000, 8_000_000, None),  # every piece would read more weights than samples
+        (100_000, 6_000, 6_000_000, 1024),
+        (10, 4 * MIB, 28_000, None),
+    ],
+)
+def test_a_piece_is_a_quarter_of_the_cache(monkeypatch, n, sample, weights, expected):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert piece_size(n, sample, weights, 32 * MIB) == expected
+
+
+def test_the_cache_is_what_the_system_reports(tmp_path):
+    for index, (level, size) in enumerate([("1", "32K"), ("2", "1024K"), ("3", "16384K")]):
+        folder = tmp_path / f"index{index}"
+        folder.mkdir()
+        (folder / "level").write_text(f"{level}\n")
+        (folder / "size").write_text(f"{size}\n")
+    (tmp_path / "index3").mkdir()  # half hidden
+    assert cache_bytes(tmp_path) == 16 * MIB
+    assert cache_bytes(tmp_path / "nothing") == 32 * MIB
+
+
+# --- when it cuts ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_cache")
+def test_it_cuts_a_batch_that_is_larger_than_the_cache():
+    found = cuts(perceptron(), data())
+    # A sample keeps 4 inputs and 16 activations (tanh's result is what the next layer keeps, too)
+    # as float32: 80 bytes, of which 25 samples fill a quarter of the cache.
+    assert found.size == 16
+    assert [len(targets) for _, targets in found.parts] == [16] * 7 + [8]
+
+
+def own_loss(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets)
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = perceptron()
+
+    def forward(self, x):
+        return self.body(x)
+
+
+WHOLE = {
+    "a module of one's own": (Own(), data(), tc.cross_entropy),
+    "mixed samples": (nn.Sequential(perceptron(), nn.BatchNorm1d(3)), data(), tc.cross_entropy),
+    "random numbers": (nn.Sequential(perceptron(), nn.Dropout()), data(), tc.cross_entropy),
+    "a loss of one's own": (perceptron(), data(), own_loss),
+    "a weight for each sample": (
+        perceptron(),
+        (data()[0], torch.rand(120, 3)),
+        nn.BCEWithLogitsLoss(torch.rand(120, 1)),
+    ),
+    "inputs in a dict": (perceptron(), ({"x": data()[0]}, data()[1]), tc.cross_entropy),
+    "a small batch": (perceptron(), data(20), tc.cross_entropy),
+    "two samples": (perceptron(), data(2), tc.cross_entropy),
+    "fewer targets": (perceptron(), (data()[0], data()[1][:50]), tc.cross_entropy),
+    "one vector": (nn.Linear(5000, 5000), (torch.randn(5000), torch.randn(5000)), nn.MSELoss()),
+    "inputs with gradients": (
+        perceptron(),
+        (data()[0].requires_grad_(), data()[1]),
+        tc.cross_entropy,
+    ),
+    "inputs that do not fit": (perceptron(), (torch.ones(120, 7), data()[1]), tc.cross_entropy),
+    "bfloat16": (perceptron().bfloat16(), (data()[0].bfloat16(), data()[1]), tc.cross_entropy),
+}
+
+
+@pytest.mark.usefixtures("small_cache")
+@pytest.mark.parametrize("name", WHOLE)
+def test_it_leaves_whole(name):
+    model, batch, loss_fn = WHOLE[name]
+    auto = AutoPieces(model, averaging_of(loss_fn))
+    auto.renew()
+    forward, parts = auto.cut(batch)
+    assert forward is model
+    assert len(parts) == 1
+    assert parts[0][0] is batch[0]
+
+
+@pytest.mark.usefixtures("small_cache")
+def test_it_asks_the_model_again_at_every_pass():
+    model = perceptron()
+    auto = AutoPieces(model, averaging_of(tc.cross_entropy))
+    sizes = []
+    for change in (
+        lambda: None,
+        lambda: model.append(nn.BatchNorm1d(3)),
+        lambda: model[3].eval(),
+    ):
+        change()
+        auto.renew()
+        sizes.append([len(targets) for _, targets in auto.cut(data())[1]])
+    assert sizes == [[16] * 7 + [8], [120], [16] * 7 + [8]]
+
+
+@pytest.mark.usefixtures("small_cache")
+def test_looking_leaves_the_model_and_the_batch_as_they_were():
+    model = nn.Sequential(nn.ReLU(inplace=True), perceptron())
+    before, (inputs, targets) = copy.deepcopy(model.state_dict()), data()
+    seen, state = inputs.clone(), torch.get_rng_state()
+    assert cuts(model, (inputs, targets)).size == 16
+    assert torch.equal(inputs, seen)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("small_cache")
+def test_it_never_shows_the_model_an_uncut_batch(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        nn.Linear,
+        "forward",
+        lambda self, x: seen.append(len(x)) or nn.functional.linear(x, self.weight, self.bias),
+    )
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh())
+    cuts(model, (data()[0], torch.randn(120, 16)), nn.MSELoss())
+    assert seen == [3, 1, 2]
+
+
+# --- the same numbers --------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_cache")
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_fit_cuts_by_itself_and_takes_the_same_steps(shuffle):
+    def run(micro_batch):
+        model = perceptron(torch.float64)
+        batches = tc.Batches(*data(dtype=torch.float64), batch_size=70, shuffle=shuffle)
+        history = tc.fit(
+            model,
+            batches,
+            batches,
+            loss_fn=nn.CrossEntropyLoss(torch.tensor([1.0, 2, 3]).double()),
+            metrics=[tc.accuracy],
+            epochs=2,
+            micro_batch=micro_batch,
+            progress=False,
+            device="cpu",
+        )
+        return model, history
+
+    (auto, cut), (plain, whole) = run("auto"), run(None)
+    assert (cut.micro_batch, whole.micro_batch) == (8, None)
+    assert cut[:1].micro_batch == 8
+    assert_close(auto.state_dict(), plain.state_dict())
+    for ours, theirs in zip(cut, whole, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-12)
+        assert ours.valid_loss == pytest.approx(theirs.valid_loss, rel=1e-12)
+        assert ours.accuracy == theirs.accuracy
+
+
+@pytest.mark.usefixtures("small_cache")
+def test_evaluation_goes_in_pieces_where_training_may_not():
+    seen = []
+    model = nn.Sequential(perceptron(), nn.BatchNorm1d(3), nn.Dropout())
+    whole = tc.predict(model, [data()]).outputs
+    found = tc.evaluate(
+        model, [data()], metrics={"all": lambda outputs, targets: seen.append(outputs) or 0.0}
+    )
+    assert found.n == 120
+    assert_close(seen[0], whole)
+    auto = AutoPieces(model.eval(), None)
+    auto.renew()
+    with torch.no_grad():
+        assert_close(auto.outputs(data()[0]), whole)
+    assert auto.size == 16
+
+
+# --- errors ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "may_be_auto", "error", "message"),
+    [
+        (0, True, ValueError, "micro_batch must be at least 1, got 0"),
+        (-3, True, ValueError, "micro_batch must be at least 1, got -3"),
+        (2.0, True, TypeError, "micro_batch must be a whole number, got 2.0"),
+        (True, True, TypeError, "micro_batch must be a whole number, got True"),
+        ("automatic", True, TypeError, "must be 'auto', None or a whole number, got 'automatic'"),
+        ("auto", False, TypeError, "got 'auto'. 'auto' is for tc.fit and tc.epochs."),
+    ],
+)
+def test_what_is_no_micro_batch_is_refused(micro_batch, may_be_auto, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        check_micro_batch(micro_batch, may_be_auto=may_be_auto)
+
+
+def test_what_is_one_is_taken():
+    for micro_batch in (None, 1, 128):
+        check_micro_batch(micro_batch)
+    check_micro_batch("auto", may_be_auto=True)

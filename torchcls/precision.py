@@ -1,0 +1,86 @@
+"""The precision a model runs in: a context around its forward, and loss scaling for float16."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from torchcls.layers import Forward
+from torchcls.structure import mapped
+
+
+class Precision:
+    """float32: everything as the model has it."""
+
+    def outputs(self, forward: Forward, inputs: Any) -> Any:
+        """Run a model."""
+        return forward(inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss."""
+        loss.backward()
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Let the optimizer step on the gradients."""
+        optimizer.step()
+
+
+class _Mixed(Precision):
+    """Weights stay float32; the layers that gain by it compute in ``dtype``.
+
+    The loss and the metrics get float32 outputs, so averages lose nothing, and a loss that torch
+    refuses to compute in float16 (BCE on probabilities) works.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype, self._device = dtype, device
+
+    def outputs(self, forward: Forward, inputs: Any) -> Any:
+        with torch.autocast(self._device.type, self._dtype):
+            outputs = forward(inputs)
+        return mapped(self._widened, outputs)
+
+    def _widened(self, leaf: Any) -> Any:
+        return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype == self._dtype else leaf
+
+
+class _Scaled(_Mixed):
+    """float16, whose small gradients would vanish: the loss is scaled up, the gradients down again.
+
+    A step whose gradients overflow is skipped and the scale is halved. A fused optimizer, as
+    the default one, does that without a wait for the accelerator.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(torch.float16, device)
+        self._scaler = torch.amp.GradScaler(device.type)
+
+    def backward(self, loss: Tensor) -> None:
+        self._scaler.scale(loss).backward()
+
+    def step(self, optimizer: Optimizer) -> None:
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+def check_precision(precision: str) -> None:
+    """Check that a precision is one of ``PRECISIONS``."""
+    if precision not in PRECISIONS:
+        names = ", ".join(map(repr, PRECISIONS))
+        raise ValueError(f"precision must be one of {names}, got {precision!r}.")
+
+
+def precision_of(precision: str, device: torch.device) -> Precision:
+    """What ``precision`` means on a device.
+
+    Raises:
+        ValueError: If it is none of ``PRECISIONS``.
+    """
+    check_precision(precision)
+    if precision == "float16":
+        return _Scaled(device)
+    return _Mixed(torch.bfloat16, device) if precision == "bfloat16" else Precision()
