@@ -262,3 +262,20 @@ def test_it_refuses_a_bad_epoch_where_it_is_set():
     with pytest.raises(TypeError, match=re.escape("epoch must be a whole number, got 1.0")):
         batches.epoch = 1.0
     assert batches.epoch == 0
+
+
+# --- on a device ----------------------------------------------------------------------------
+
+
+def test_on_a_device_it_is_the_same_batches_and_leaves_the_first_where_they_are():
+    batches = Batches(*numbered(9), batch_size=4, shuffle=True, seed=5, drop_last=True)
+    batches.epoch = 3
+    moved = batches.to("meta")
+    assert moved.inputs.device.type == moved.targets.device.type == "meta"
+    assert batches.inputs.device.type == "cpu"
+    assert (moved.epoch, moved.seed, len(moved)) == (3, 5, 2)
+    moved.epoch = 4
+    assert batches.epoch == 3
+    same = batches.to("cpu")
+    assert order_of(same) == order_of(batches)
+    assert same.inputs.data_ptr() == batches.inputs.data_ptr()

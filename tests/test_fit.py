@@ -913,3 +913,55 @@ def test_in_a_terminal_it_shows_a_bar_and_leaves_the_table():
     assert left[0].split() == ["epoch", "train_loss", "smooth_loss", "valid_loss", "time"]
     assert [re.match(r" +(\d)  ", line)[1] for line in left[1:3]] == ["0", "1"]
     assert left[3:] == [""]
+
+
+# --- a copy of the data on the accelerator ------------------------------------------------------
+
+
+def test_a_run_over_a_copy_on_the_accelerator_takes_the_same_orders(monkeypatch):
+    """Without an accelerator: the copy lies on the CPU, and the rest is as it would be there."""
+
+    def run():
+        model, batches = network(), tc.Batches(*data(), batch_size=16, shuffle=True)
+        batches.epoch = 5
+        quiet(model, batches, epochs=2)
+        assert batches.epoch == 7
+        return model
+
+    expected = run()
+    copies = []
+
+    def near_copy(source, device):
+        if source is not None:
+            copies.append(source.to(device))
+            return copies[-1]
+
+    monkeypatch.setattr(sys.modules["torchcls.fit"], "near_copy", near_copy)
+    assert same_weights(run(), expected)
+    assert [batches.epoch for batches in copies][:1] == [6]  # the order of the second epoch
+
+
+@pytest.mark.parametrize(("share", "is_copied"), [(2.0, True), (1.9, False)])
+def test_batches_are_copied_to_cuda_where_they_take_half_of_what_is_free(
+    monkeypatch, share, is_copied
+):
+    near_copy = sys.modules["torchcls.fit"].near_copy
+    x, y = data()
+    size = x.nbytes + y.nbytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(share * size), 10 * size))
+    monkeypatch.setattr(tc.Batches, "to", lambda self, device: ("copy", device))
+    cuda = torch.device("cuda:0")
+    batches = tc.Batches(x, y, batch_size=16)
+    assert near_copy(batches, cuda) == (("copy", cuda) if is_copied else None)
+    assert near_copy(batches, torch.device("cpu")) is None
+    assert near_copy([(x, y)], cuda) is None
+    changed = tc.Batches(x, y, batch_size=16, transform=lambda inputs, targets: (inputs, targets))
+    assert near_copy(changed, cuda) is None
+
+
+def test_a_compiled_model_takes_the_steps_of_the_plain_one():
+    plain, compiled = network(), network()
+    compiled.compile(backend="eager")
+    for model in (plain, compiled):
+        quiet(model, cut(*data()), epochs=1)
+    assert same_weights(compiled, plain)

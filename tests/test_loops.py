@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 import torchcls as tc
+from torchcls.loops import loss_on
 
 WEIGHT = tensor([1.0, 5.0, 0.5])
 IDS = torch.arange(70) % 3
@@ -374,6 +375,21 @@ def test_a_loss_that_is_none_says_so(loss_fn, error, words):
 def test_micro_batch_must_be_a_whole_number_above_0(micro_batch, error):
     with pytest.raises(error, match=r"micro_batch must be .*got"):
         tc.backward(linear(), (inputs(), IDS), tc.cross_entropy, micro_batch=micro_batch)
+
+
+# --- where the loss is --------------------------------------------------------------------------
+
+
+def test_weights_of_a_loss_follow_to_a_device_also_inside_a_partial():
+    there = torch.device("meta")
+    moved = loss_on(partial(tc.cross_entropy, weight=WEIGHT, ignore_index=2), there)
+    assert moved.func is tc.cross_entropy
+    assert moved.keywords["weight"].device == there
+    assert moved.keywords["ignore_index"] == 2
+    module = loss_on(nn.CrossEntropyLoss(WEIGHT.clone()), there)
+    assert module.weight.device == there
+    assert loss_on(squares, there) is squares
+    assert WEIGHT.device.type == "cpu"
 
 
 # --- a loss of one's own that is cut ---------------------------------------------------------

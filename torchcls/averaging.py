@@ -220,8 +220,8 @@ class Mean:
 
     Example:
         >>> mean = Mean()
-        >>> mean.add(torch.tensor(0.5), 16)
-        >>> mean.add(torch.tensor(2.0), 4)
+        >>> mean.add(0.5, 16)
+        >>> mean.add(2.0, 4)
         >>> mean.value()  # (0.5 * 16 + 2.0 * 4) / 20
         0.8
     """
@@ -230,9 +230,9 @@ class Mean:
         self._numerator = Sum()
         self._denominator = Sum()
 
-    def add(self, mean: Tensor, count: Count) -> None:
-        """Add a part with mean ``mean`` (0-d) that counts ``count``."""
-        self.add_sum(wide(mean) * count, count)
+    def add(self, mean: Count, count: Count) -> None:
+        """Add a part with mean ``mean``, as ``wide`` gives it, that counts ``count``."""
+        self.add_sum(mean * count, count)
 
     def add_sum(self, numerator: Count, count: Count) -> None:
         """Add a part whose sum is ``numerator``."""

@@ -83,7 +83,7 @@ def to_device(structure: Any, device: torch.device) -> Any:
     """
 
     def moved(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
+        if not isinstance(leaf, Tensor) or leaf.device == device:
             return leaf
         if device.type == "cuda" and leaf.device.type == "cpu" and not leaf.is_pinned():
             leaf = leaf.pin_memory()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchcls import heads
 from torchcls.arguments import check_whole_number
-from torchcls.averaging import Mean, averaging_of, one_loss
+from torchcls.averaging import Mean, averaging_of, one_loss, wide
 from torchcls.device import to_device
 from torchcls.loops import Device, loss_on, pairs, place
 from torchcls.metrics import counts_behind
@@ -112,7 +112,7 @@ def measure(
             if loss_fn is not None and averaging is not None:
                 loss, count = one_loss(loss_fn(outputs, targets), averaging.count(targets))
                 loss = zero_where_nothing_counts(loss, outputs, count)
-                mean.add(averaging.reported(loss, count), count)
+                mean.add(wide(averaging.reported(loss, count)), count)
             for scorer in scorers.values():
                 scorer.add(outputs, targets)
             n += num_samples(targets)

@@ -14,7 +14,7 @@ from torchcls.arguments import check_whole_number
 from torchcls.averaging import Count, Mean, averaging_of, wide
 from torchcls.data.batches import Batches
 from torchcls.device import device_of, select_device, to_device
-from torchcls.evaluation import Metrics, measure, named_metrics
+from torchcls.evaluation import Evaluation, Metrics, measure, named_metrics
 from torchcls.history import History, Record, header, row
 from torchcls.loops import (
     Device,
@@ -222,19 +222,11 @@ class Run:
             raise StopIteration
         started = time.perf_counter()
         epoch = len(self.history)
-        train_loss = self._train_one_epoch(epoch)
-        record = Record(epoch=epoch, train_loss=train_loss, smooth_loss=self._smooth.value())
-        if self._valid is not None:
-            with self._pass(self._valid, "valid", epoch) as batches:
-                found = measure(
-                    self._model,
-                    batches,
-                    self._loss_fn,
-                    self._metrics,
-                    self._device,
-                    self._valid_pieces,
-                    self._precision,
-                )
+        mean = self._train_one_epoch(epoch)
+        found = None if self._valid is None else self._validate(self._valid, epoch)
+        # Asked for only now: on an accelerator this is the first moment that waits for training.
+        record = Record(epoch=epoch, train_loss=mean.value(), smooth_loss=self._smooth.value())
+        if found is not None:
             record["valid_loss"] = found.loss
             for name, value in found.metrics.items():  # a matrix, say, as nested lists
                 record[name] = value.tolist() if isinstance(value, Tensor) else value
@@ -254,7 +246,19 @@ class Run:
             source = near
         return self._display.bar(source, name, epoch)
 
-    def _train_one_epoch(self, epoch: int) -> float:
+    def _validate(self, valid: Iterable[Any], epoch: int) -> Evaluation:
+        with self._pass(valid, "valid", epoch) as batches:
+            return measure(
+                self._model,
+                batches,
+                self._loss_fn,
+                self._metrics,
+                self._device,
+                self._valid_pieces,
+                self._precision,
+            )
+
+    def _train_one_epoch(self, epoch: int) -> Mean:
         """``train_one_epoch`` with a schedule, the running mean and a display around its steps."""
         mean = Mean()
         with (
@@ -268,12 +272,12 @@ class Run:
                 self._pace.before_step()
                 loss, count = self._step.take(batch, self.optimizer)
                 self._pace.after_step()
-                reported = self._averaging.reported(loss, count)
+                reported = wide(self._averaging.reported(loss, count))
                 mean.add(reported, count)
                 self._smooth.add(reported)
         self.history.micro_batch = self._pieces.size
         move_on(self._train)
-        return mean.value()
+        return mean
 
 
 epochs = Run
@@ -286,8 +290,8 @@ class _Smooth:
         self._sum: Count = 0.0
         self._steps = 0
 
-    def add(self, loss: Tensor) -> None:
-        self._sum = 0.98 * self._sum + 0.02 * wide(loss)
+    def add(self, loss: Count) -> None:
+        self._sum = 0.98 * self._sum + 0.02 * loss
         self._steps += 1
 
     def value(self) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchcls.averaging import Mean, averaging_of
+from torchcls.averaging import Mean, averaging_of, wide
 from torchcls.data.batches import Batches
 from torchcls.data.loaders import taken_at_once
 from torchcls.device import device_of, select_device, to_device
@@ -110,7 +110,7 @@ def train_one_epoch(
     with training(model):
         for batch in pairs(batches, "batches"):
             loss, count = step.take(to_device(batch, device), optimizer)
-            mean.add(averaging.reported(loss, count), count)
+            mean.add(wide(averaging.reported(loss, count)), count)
     move_on(batches)
     return mean.value()
 
