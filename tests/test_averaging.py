@@ -1,11 +1,14 @@
 """torchcls.averaging: one sum divided by one sum."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn, tensor
 
+import torchcls as tc
 from torchcls.averaging import Mean, Sum, averaging_of
 
 WEIGHT = tensor([1.0, 3.0])
@@ -25,6 +28,7 @@ WEIGHT = tensor([1.0, 3.0])
         (nn.MSELoss(), torch.rand(5, 2), 10),
         (nn.CrossEntropyLoss(reduction="sum"), tensor([0, -100]), 2),
         (lambda outputs, targets: None, torch.rand(5, 2), 5),
+        (nn.CrossEntropyLoss(WEIGHT).forward, tensor([0, 1, 1, -100]), 7),
     ],
 )
 def test_the_targets_say_what_a_part_counts(loss_fn, targets, expected):
@@ -46,6 +50,25 @@ def test_a_mean_of_nothing_is_nan():
 def test_targets_that_are_no_tensor_are_refused():
     with pytest.raises(TypeError, match=r"targets must be a tensor.*got list"):
         averaging_of(nn.CrossEntropyLoss()).count(["a"])
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "is_sum"),
+    [
+        (nn.L1Loss(reduction="sum"), True),
+        (nn.L1Loss(), False),
+        (partial(F.l1_loss, reduction="sum"), True),
+        (partial(F.l1_loss), False),
+        (F.l1_loss, False),
+    ],
+)
+def test_another_loss_of_torch_that_says_it_is_a_sum_is_one(loss_fn, is_sum):
+    assert averaging_of(loss_fn).is_sum is is_sum
+    x, y = torch.rand(7, 2), torch.rand(7, 2)
+    model = nn.Identity()
+    whole = tc.evaluate(model, [(x, y)], loss_fn=loss_fn).loss
+    cut = tc.evaluate(model, list(zip(x.split(3), y.split(3), strict=True)), loss_fn=loss_fn).loss
+    assert cut == pytest.approx(whole, rel=1e-6)
 
 
 # ------------------------------------------------------------------ sums

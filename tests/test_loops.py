@@ -421,17 +421,15 @@ def test_a_loss_of_ones_own_that_is_no_mean_over_samples_is_refused_when_cut():
     assert tc.backward(model, (x, y), weighted) > 0  # whole, it is as good as any
 
 
-def test_a_loss_of_ones_own_is_tested_at_the_first_cut_batch_only():
-    calls = []
-
-    def own(outputs, targets):
-        calls.append(len(outputs))
-        return (outputs - targets).abs().mean()
+def test_a_loss_of_ones_own_is_tested_at_every_batch_that_is_cut():
+    def weighted(outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets, WEIGHT)
 
     model = linear()
-    batches = [(inputs(8), BITS[:8])] * 3
-    tc.train_one_epoch(model, batches, own, sgd(model), micro_batch=4)
-    assert calls == [4, 4, 8, 4, 4, 4, 4]
+    by_chance, not_so = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 0, 1, 2, 2, 2])
+    batches = [(inputs(6), by_chance), (inputs(6), not_so)]
+    with pytest.raises(ValueError, match="loss_fn must be a mean over samples to be cut"):
+        tc.train_one_epoch(model, batches, weighted, sgd(model), micro_batch=3)
 
 
 def test_a_mask_reaches_outputs_that_are_no_tensor():

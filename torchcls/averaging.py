@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchcls.losses import KnownLoss, recognise
+from torchcls.losses import KnownLoss, recognise, reduction_of
 from torchcls.structure import num_samples
 
 Count = int | float | Tensor
@@ -60,7 +60,7 @@ def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
 
     Args:
         loss_fn: Any callable ``(outputs, targets) -> loss``. One that torchcls does not know is
-            taken as a mean over samples.
+            taken as a mean over samples, or as a sum where it is one of torch's and says so.
 
     Raises:
         TypeError: If ``loss_fn`` cannot be called, or is a loss class and not an instance.
@@ -79,7 +79,7 @@ def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
         raise TypeError(f"loss_fn must be callable as (outputs, targets), got {loss_fn!r}.")
     known = recognise(loss_fn)
     if known is None:
-        return Averaging(num_samples)
+        return Averaging(num_samples, is_sum=reduction_of(loss_fn) == "sum")
     deprecated = [name for name in ("size_average", "reduce") if name in known.options]
     if deprecated:
         raise ValueError(

@@ -72,6 +72,8 @@ def recognise(loss_fn: Callable[..., Any]) -> KnownLoss | None:
     if isinstance(loss_fn, functools.partial):
         known = None if loss_fn.args else recognise(loss_fn.func)
         return known and KnownLoss(known.name, {**known.options, **loss_fn.keywords})
+    if getattr(loss_fn, "__func__", None) in _FORWARDS:  # loss.forward, called by hand
+        return recognise(loss_fn.__self__)  # type: ignore[attr-defined]
     if isinstance(loss_fn, nn.Module):
         name = _FORWARDS.get(type(loss_fn).forward)
         options = {key: getattr(loss_fn, key, default) for key, default in _DEFAULTS.items()}
@@ -80,3 +82,17 @@ def recognise(loss_fn: Callable[..., Any]) -> KnownLoss | None:
     names = (name for function, name in _FUNCTIONS.items() if function is loss_fn)
     name = next(names, None)
     return None if name is None else KnownLoss(name, _DEFAULTS)
+
+
+def reduction_of(loss_fn: Callable[..., Any]) -> str | None:
+    """The ``reduction`` of any loss of torch's, also one that ``recognise`` does not name.
+
+    Example:
+        >>> reduction_of(nn.L1Loss(reduction="sum")), reduction_of(lambda outputs, targets: None)
+        ('sum', None)
+    """
+    if isinstance(loss_fn, functools.partial):
+        is_torch = getattr(loss_fn.func, "__module__", None) == F.__name__
+        return loss_fn.keywords.get("reduction") if is_torch else None
+    is_torch = type(loss_fn).__module__ == nn.modules.loss.__name__
+    return getattr(loss_fn, "reduction", None) if is_torch else None

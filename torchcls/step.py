@@ -39,7 +39,7 @@ class Step:
         self._model, self._loss_fn, self._averaging = model, loss_fn, averaging
         self._pieces = pieces
         self._precision = precision or Precision()
-        self._adds_up = averaging.name is not None  # another loss is tested where it is cut first
+        self._is_trusted = averaging.name is not None  # another loss is tested where it is cut
 
     def take(self, batch: Pair, optimizer: Optimizer) -> tuple[Tensor, Count]:
         """Take one optimizer step on one batch; returns its loss and what the batch counts."""
@@ -83,11 +83,13 @@ class Step:
             loss = zero_where_nothing_counts(loss, outputs, count)
             self._precision.backward(loss)
             whole = whole + loss.detach()
-            if not self._adds_up:
+            if not self._is_trusted:
                 kept.append(outputs.detach() if isinstance(outputs, Tensor) else outputs)
         if kept:
             check_pieces_add_up(whole, kept, batch[1], self._loss_fn)
-            self._adds_up = True
+            # A batch may pass by chance, and on the CPU every one is looked at. To look is to wait
+            # for an accelerator: there the first one has to do.
+            self._is_trusted = whole.device.type != "cpu"
         return torch.as_tensor(whole), total  # a tensor already, but for a batch without a sample
 
     def _backward_of_fractions(
