@@ -45,7 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         epochs=options.epochs,
         metrics=[accuracy, error_rate],
         device="cpu",  # where the lecture's numbers come from
-        micro_batch=128,  # the same numbers, sooner
         progress=False,
     )
     status = report(history, "sigmoid_argmax_misuse", options)

@@ -27,7 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         epochs=options.epochs,
         metrics=[tc.accuracy, tc.error_rate],
         device="cpu",  # where the lecture's numbers come from
-        micro_batch=128,  # the same numbers, sooner
         progress=False,
     )
     return report(history, "int_targets", options)

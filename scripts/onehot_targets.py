@@ -28,7 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # fastai's name: each of the two columns through a sigmoid, and strictly above 0.5
         metrics={"accuracy_multi": tc.multilabel_accuracy},
         device="cpu",  # where the lecture's numbers come from
-        micro_batch=128,  # the same numbers, sooner
         progress=False,
     )
     return report(history, "onehot_targets", options)

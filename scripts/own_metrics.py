@@ -35,7 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         epochs=options.epochs,
         metrics=[acc, err, tc.threshold_accuracy],
         device="cpu",  # where the lecture's numbers come from
-        micro_batch=128,  # the same numbers, sooner
         progress=False,
     )
     status = report(history, "sigmoid_custom_metrics", options)

@@ -38,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         epochs=options.epochs,
         metrics=[tc.accuracy, tc.error_rate],
         device="cpu",  # where the lecture's numbers come from
-        micro_batch=128,  # the same numbers, sooner
         progress=False,
     )
     sigmoid = tc.fit(
@@ -49,7 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         epochs=options.epochs,
         metrics={"acc": tc.threshold_accuracy, "err": one_minus_threshold_accuracy},
         device="cpu",
-        micro_batch=128,
         progress=False,
     )
     status |= report(softmax, "int_targets", options)

@@ -26,7 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         loss_fn=nn.CrossEntropyLoss(),
         epochs=options.epochs,
         device="cpu",  # where the lecture's numbers come from
-        micro_batch=128,  # the same numbers, sooner
         progress=False,
     )
     return report(history, "three_digits", options)

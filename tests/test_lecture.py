@@ -102,10 +102,10 @@ def ten_epochs(name):
 
 @functools.cache
 def run_once(name):
-    return run(name, epochs=10, micro_batch=128)  # exact, and less to wait for
+    return run(name, epochs=10)
 
 
-def run(name, epochs, micro_batch):
+def run(name, epochs, micro_batch="auto"):
     recipe = EXPERIMENTS[name]
     form = recipe.get("form", class_ids)
     (train_x, train_y), (test_x, test_y) = digits(recipe["classes"])

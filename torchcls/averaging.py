@@ -113,7 +113,7 @@ def _count_classes(targets: Tensor, known: KnownLoss) -> Count:
     counted = targets != known.options["ignore_index"]
     weight = known.options["weight"]
     if weight is None:
-        count = counted.sum()
+        count = counted.count_nonzero()
     else:
         # In float64 where there is one: a float32 sum loses digits over a million targets.
         precise = weight if weight.device.type == "mps" else weight.double()
@@ -173,7 +173,7 @@ def one_number(result: Any) -> Tensor:
             f"loss_fn must return one number for the batch, got shape {tuple(result.shape)}. "
             "Use reduction='mean'."
         )
-    return result.reshape(())
+    return result if result.ndim == 0 else result.reshape(())
 
 
 class Sum:

@@ -81,6 +81,8 @@ class AutoPieces(Pieces):
 
     def cut(self, batch: Pair) -> tuple[Forward, list[Pair]]:
         """Cut a batch that is larger than a piece, or leave it whole, with the model itself."""
+        if self._is_decided and self.size is None:
+            return self._model, [batch]
         inputs, targets = batch
         if (
             self._forward is None

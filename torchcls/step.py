@@ -43,7 +43,7 @@ class Step:
 
     def take(self, batch: Pair, optimizer: Optimizer) -> tuple[Tensor, Count]:
         """Take one optimizer step on one batch; returns its loss and what the batch counts."""
-        optimizer.zero_grad()
+        _clear_gradients(optimizer)
         loss, count = self.backward(batch)
         self._precision.step(optimizer)
         return loss, count
@@ -128,6 +128,16 @@ class Step:
             for parameter in module.parameters()
         )
         return list(dict.fromkeys(found))
+
+
+def _clear_gradients(optimizer: Optimizer) -> None:
+    """``zero_grad``, without the profiler's record around torch's own: a tenth of a small step."""
+    if getattr(optimizer.zero_grad, "__func__", None) is not Optimizer.zero_grad:
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
 
 
 @contextmanager
