@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn, tensor
 
 import torchcls as tc
+from torchcls import averaging
 from torchcls.averaging import Mean, Sum, averaging_of
 
 WEIGHT = tensor([1.0, 3.0])
@@ -74,8 +75,14 @@ def test_another_loss_of_torch_that_says_it_is_a_sum_is_one(loss_fn, is_sum):
 # ------------------------------------------------------------------ sums
 
 
-def test_a_sum_on_a_device_without_float64_loses_nothing():
-    """There the terms are float32 tensors: what an addition rounds off is kept in a second one."""
+@pytest.fixture
+def no_float64(monkeypatch):
+    """Sums as a device without float64 takes them: the terms stay float32 tensors."""
+    monkeypatch.setattr(averaging, "wide", lambda number: number.detach())
+
+
+@pytest.mark.usefixtures("no_float64")
+def test_a_sum_without_float64_keeps_what_additions_round_off():
     terms = torch.full((20_000,), 0.1).tolist()
     exact = math.fsum(terms)
     total, naive = Sum(), tensor(0.0)
@@ -86,11 +93,23 @@ def test_a_sum_on_a_device_without_float64_loses_nothing():
     assert abs(naive.item() - exact) > 1e-5 * exact  # so the test can fail
 
 
-def test_a_sum_keeps_small_terms_beside_large_ones():
+@pytest.mark.usefixtures("no_float64")
+def test_a_sum_without_float64_keeps_small_terms_beside_large_ones_and_infinity():
     total = Sum()
     for term in [1e8, *[1.0] * 100, -1e8]:
         total.add(tensor(term))
     assert total.value() == 100
+    total.add(tensor(math.inf))
+    total.add(tensor(1.0))
+    assert total.value() == math.inf
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bfloat16])
+def test_a_sum_of_tensors_loses_nothing(dtype):
+    total = Sum()
+    for term in [2**24, *[1] * 1000]:
+        total.add(tensor(term, dtype=dtype))
+    assert total.value() == 2**24 + 1000
 
 
 # ------------------------------------------------------------------ weights of elements

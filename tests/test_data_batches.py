@@ -131,6 +131,14 @@ def test_iterating_does_not_advance_the_epoch():
     assert batches.epoch == 0
 
 
+def test_its_order_does_not_depend_on_the_default_device():
+    batches = Batches(*numbered(20), batch_size=3, shuffle=True)
+    expected = order_of(batches)
+    with torch.device("meta"):
+        found = list(batches)
+    assert order_of(found) == expected
+
+
 def test_two_passes_at_once_do_not_disturb_each_other():
     batches = Batches(*numbered(20), batch_size=3, shuffle=True)
     pairs = list(zip(batches, batches, strict=True))

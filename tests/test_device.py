@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn, tensor
+from torch.nn.utils.rnn import pack_sequence
 
 import torchcls as tc
 from torchcls.device import device_of, to_device
@@ -57,9 +58,35 @@ def test_the_device_of_a_model_is_that_of_its_tensors():
 
 def test_a_batch_that_is_there_is_not_copied():
     batch = {"x": torch.zeros(2), "names": ["a"]}
-    moved = to_device(batch, CPU)
-    assert moved["x"] is batch["x"]
-    assert moved["names"] == ["a"]
+    assert to_device(batch, CPU) is batch
+    assert batch["names"] == ["a"]
+
+
+def test_a_dict_of_ones_own_class_arrives_as_one():
+    class Box(dict):
+        pass
+
+    seen = []
+
+    class Model(nn.Linear):
+        def forward(self, inputs):
+            seen.append(inputs)
+            return super().forward(inputs["x"])
+
+    box = Box(x=torch.zeros(4, 2))
+    tc.evaluate(Model(2, 3), [(box, tensor([0, 1, 2, 0]))], metrics=[tc.accuracy])
+    assert all(type(inputs) is Box for inputs in seen)
+    assert type(to_device(box, torch.device("meta"))) is Box
+
+
+def test_a_packed_sequence_moves_itself():
+    packed = pack_sequence([torch.zeros(2, 3), torch.zeros(4, 3)], enforce_sorted=False)
+    assert to_device((packed, 1), CPU)[0] is packed
+    moved, targets = to_device((packed, tensor([0, 1])), torch.device("meta"))
+    assert type(moved) is type(packed)
+    for part in (moved.data, moved.sorted_indices, moved.unsorted_indices, targets):
+        assert part.device.type == "meta"
+    assert moved.batch_sizes is packed.batch_sizes  # torch wants these on the CPU
 
 
 @pytest.mark.gpu

@@ -918,45 +918,76 @@ def test_in_a_terminal_it_shows_a_bar_and_leaves_the_table():
 # --- a copy of the data on the accelerator ------------------------------------------------------
 
 
-def test_a_run_over_a_copy_on_the_accelerator_takes_the_same_orders(monkeypatch):
-    """Without an accelerator: the copy lies on the CPU, and the rest is as it would be there."""
+@pytest.fixture
+def as_if_on_cuda(monkeypatch):
+    """Data is moved as to a CUDA device with this many bytes free, but lies on the CPU."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 20_000))
+    nearby = sys.modules["torchcls.fit"].Nearby(torch.device("cuda", 0))
+    moves, real_to = [], torch.Tensor.to
 
-    def run():
-        model, batches = network(), tc.Batches(*data(), batch_size=16, shuffle=True)
-        batches.epoch = 5
-        quiet(model, batches, epochs=2)
-        assert batches.epoch == 7
-        return model
+    def to(self, *args, **keywords):
+        if args == (torch.device("cuda", 0),):
+            moves.append(self)
+            return self.clone()
+        return real_to(self, *args, **keywords)
 
-    expected = run()
-    copies = []
-
-    def near_copy(source, device):
-        if source is not None:
-            copies.append(source.to(device))
-            return copies[-1]
-
-    monkeypatch.setattr(sys.modules["torchcls.fit"], "near_copy", near_copy)
-    assert same_weights(run(), expected)
-    assert [batches.epoch for batches in copies][:1] == [6]  # the order of the second epoch
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    return nearby, moves
 
 
-@pytest.mark.parametrize(("share", "is_copied"), [(2.0, True), (1.9, False)])
-def test_batches_are_copied_to_cuda_where_they_take_half_of_what_is_free(
-    monkeypatch, share, is_copied
-):
-    near_copy = sys.modules["torchcls.fit"].near_copy
-    x, y = data()
-    size = x.nbytes + y.nbytes
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(share * size), 10 * size))
-    monkeypatch.setattr(tc.Batches, "to", lambda self, device: ("copy", device))
-    cuda = torch.device("cuda:0")
-    batches = tc.Batches(x, y, batch_size=16)
-    assert near_copy(batches, cuda) == (("copy", cuda) if is_copied else None)
-    assert near_copy(batches, torch.device("cpu")) is None
-    assert near_copy([(x, y)], cuda) is None
-    changed = tc.Batches(x, y, batch_size=16, transform=lambda inputs, targets: (inputs, targets))
-    assert near_copy(changed, cuda) is None
+def test_data_is_moved_once_and_again_where_somebody_changed_it(as_if_on_cuda):
+    nearby, moves = as_if_on_cuda
+    batches = tc.Batches(*data(), batch_size=16, shuffle=True, seed=4)
+    for epoch in range(2):
+        batches.epoch = epoch
+        near = nearby.copy(batches)
+        assert near is not batches
+        for ours, theirs in zip(near, batches, strict=True):
+            assert all(map(torch.equal, ours, theirs))
+    assert len(moves) == 2
+    batches.batch_size, batches.targets = 5, batches.targets + 1
+    batches.inputs[0] = 7
+    for ours, theirs in zip(nearby.copy(batches), batches, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+    assert len(moves) == 4
+
+
+def test_data_stays_where_it_is_with_a_transform_or_where_it_would_not_fit(as_if_on_cuda):
+    nearby, moves = as_if_on_cuda
+    batches = tc.Batches(*data(250), batch_size=16)  # 16 + 8 bytes each: above half of 10,000
+    assert nearby.copy(batches) is batches
+    batches = tc.Batches(*data(), batch_size=16, transform=lambda x, y: (x, y))
+    assert nearby.copy(batches) is batches
+    assert nearby.copy([data()])[0]
+    assert not moves
+    on_cpu = sys.modules["torchcls.fit"].Nearby(torch.device("cpu"))
+    assert on_cpu.copy(batches) is batches
+
+
+def test_class_weights_may_change_between_epochs():
+    """As deferred re-weighting does: counts and shares follow the loss."""
+
+    def run(micro_batch):
+        loss_fn = nn.CrossEntropyLoss(torch.ones(3))
+        model, (x, y) = network(dtype=torch.float64), data(dtype=torch.float64)
+        model[1].eval()  # no batch statistics, so that it may be cut
+        model.train = lambda mode=True: model
+        run = tc.epochs(
+            model,
+            [(x, y)],
+            [(x, y)],
+            loss_fn=loss_fn.double(),
+            epochs=2,
+            micro_batch=micro_batch,
+            progress=False,
+        )
+        for _ in run:
+            loss_fn.weight = torch.tensor([1.0, 20.0, 0.01]).double()
+        return run.history
+
+    whole, cut = run(None), run(5)
+    assert cut[1].train_loss == pytest.approx(whole[1].train_loss, rel=1e-12)
+    assert cut[1].valid_loss == pytest.approx(whole[1].valid_loss, rel=1e-12)
 
 
 def test_a_compiled_model_takes_the_steps_of_the_plain_one():

@@ -55,6 +55,11 @@ NOT_TRUSTED = {
     "dropout": nn.Dropout(0.5),
     "softmax over samples": nn.Softmax(dim=0),
     "softmax over who knows": nn.Softmax(),
+    "softmax over samples, from behind": nn.Softmax(dim=-2),
+    "writing into the data": nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True), nn.Linear(4, 2)),
+    "a sparse weight": with_hook(
+        lambda m: setattr(m, "weight", nn.Parameter(m.weight.detach().to_sparse()))
+    ),
     "flattened samples": nn.Flatten(0),
     "indices": nn.MaxPool2d(2, return_indices=True),
     "counted words": nn.Embedding(5, 2, scale_grad_by_freq=True),
@@ -140,6 +145,19 @@ def test_relu_behind_pooling_gives_the_same_bits_ties_zeros_and_nan_included(gen
     (expected.nan_to_num() * weights).sum().backward()
     (outputs.nan_to_num() * weights).sum().backward()
     assert torch.equal(other.grad, one.grad)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.LogSoftmax(dim=1)])
+def test_it_leaves_images_as_they_are_where_a_layer_takes_longer_otherwise(norm):
+    seen = []
+    norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    through([nn.Conv2d(1, 4, 3), norm, nn.Flatten(), nn.Linear(4, 2)])(torch.randn(2, 1, 3, 3))
+    assert seen[0].is_contiguous()
+    last = nn.Sequential(nn.Linear(1296, 4), nn.LogSoftmax(dim=1))  # after Flatten it may stand
+    pool = nn.MaxPool2d(2)
+    pool.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    through([nn.Conv2d(1, 4, 3), pool, nn.Flatten(), *last])(torch.randn(2, 1, 38, 38))
+    assert seen[1].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_it_pools_images_with_the_channels_last_and_gets_the_gradient_so():

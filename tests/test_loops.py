@@ -194,6 +194,31 @@ def test_numerators_and_denominators_take_the_same_step_however_cut():
     assert_close(gradients(cut), gradients(whole))
 
 
+def test_numerators_reach_whatever_they_were_computed_from():
+    """A temperature that only the loss knows, and inputs that ask for a gradient."""
+
+    def run(micro_batch):
+        temperature = torch.tensor(2.0, requires_grad=True)
+
+        def loss_fn(outputs, targets):
+            numerator, denominator = weighted(outputs / temperature, targets)
+            return numerator, denominator
+
+        x = inputs().requires_grad_()
+        tc.backward(linear(), (x, BITS), loss_fn, micro_batch=micro_batch)
+        return temperature.grad, x.grad
+
+    assert_close(run(32), run(None))
+
+
+def test_a_sum_of_numerators_in_half_precision_is_a_wide_one():
+    def one(outputs, targets):  # bfloat16 ends to count at 256
+        return 0 * outputs.sum() + 1, len(targets)
+
+    batch = inputs(400, torch.bfloat16), torch.zeros(400)
+    assert tc.backward(linear(dtype=torch.bfloat16), batch, one, micro_batch=1) == 1
+
+
 def test_numerators_over_nothing_add_nothing():
     model = linear()
     nothing = lambda outputs, targets: ((outputs * 0).sum(), tensor(0.0))  # noqa: E731
@@ -217,6 +242,29 @@ def test_a_loss_with_a_weight_for_each_sample_is_refused_when_cut():
     with pytest.raises(ValueError, match=r"micro_batch must be None .*a row for each sample"):
         tc.backward(linear(), (inputs(), BITS), loss_fn, micro_batch=32)
     tc.backward(linear(), (inputs(), BITS), loss_fn)
+
+
+def test_targets_that_torch_would_broadcast_are_refused_when_cut():
+    with pytest.raises(ValueError, match=r"targets \(32, 1\) and outputs \(32, 3\) in a piece"):
+        tc.backward(linear(), (inputs(), BITS[:, :1]), nn.MSELoss(), micro_batch=32)
+
+
+def test_a_parameter_among_the_outputs_keeps_no_hook():
+    class Centers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.centers = linear(), nn.Parameter(torch.ones(3, 3))
+
+        def forward(self, x):
+            return self.body(x), self.centers
+
+    def loss_fn(outputs, targets):
+        features, centers = outputs
+        return (features - centers[targets]).square().sum(), tensor(0.0)
+
+    model = Centers()
+    tc.backward(model, (inputs(), IDS), loss_fn)
+    assert not model.centers._backward_hooks
 
 
 def test_inputs_and_targets_of_different_length_are_refused_when_cut():

@@ -265,3 +265,22 @@ def test_an_optimizer_that_needs_a_closure_is_refused():
         check_optimizer(torch.optim.LBFGS(parameters))
     for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop, torch.optim.Rprop):
         check_optimizer(kind(parameters, lr=0.1))
+
+
+def test_a_parameter_that_is_a_view_leaves_the_rest_of_its_tensor_alone():
+    """A layer for grey images, made of the first channel of one for colours."""
+    colours = nn.Conv2d(3, 4, 3)
+    before = colours.weight.detach().clone()
+    grey = nn.Conv2d(1, 4, 3)
+    grey.weight = nn.Parameter(colours.weight.detach()[:, :1])
+    dense = nn.Conv2d(1, 4, 3)
+    dense.weight = nn.Parameter(grey.weight.detach().clone())
+    dense.bias = nn.Parameter(grey.bias.detach().clone())
+    images = torch.randn(2, 1, 5, 5)
+    for model in (grey, dense):
+        optimizer = tc.default_optimizer(model)
+        model(images).square().mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(grey.weight, dense.weight)
+    assert torch.equal(colours.weight[:, 1:], before[:, 1:])
+    assert tc.default_optimizer(dense).defaults["fused"]

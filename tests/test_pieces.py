@@ -36,8 +36,8 @@ def data(n=120, dtype=torch.float32):
 
 
 def cuts(model, batch, loss_fn=tc.cross_entropy):
-    auto = AutoPieces(model, averaging_of(loss_fn))
-    auto.renew()
+    auto = AutoPieces(model)
+    auto.renew(averaging_of(loss_fn))
     forward, parts = auto.cut(batch)
     assert sum(num_samples(targets) for _, targets in parts) == num_samples(batch[1])
     return SimpleNamespace(forward=forward, parts=parts, size=auto.size)
@@ -47,21 +47,18 @@ def cuts(model, batch, loss_fn=tc.cross_entropy):
 
 
 @pytest.mark.parametrize(
-    ("n", "sample", "weights", "expected"),
+    ("sample", "weights", "expected"),
     [
-        (1862, 77_000, 28_000, 64),  # a quarter of 32 MiB is 108 samples
-        (435, 77_000, 28_000, None),  # the whole batch is just within the cache
-        (436, 77_000, 28_000, 64),
-        (1000, MIB, 28_000, 16),  # eight would do; sixteen for four threads
-        (1000, 3 * MIB, 28_000, None),  # sixteen samples are larger than the cache
-        (100_000, 6_000, 8_000_000, None),  # every piece would read more weights than samples
-        (100_000, 6_000, 6_000_000, 1024),
-        (10, 4 * MIB, 28_000, None),
+        (77_000, 28_000, 64),  # a quarter of 32 MiB is 108 samples
+        (MIB, 28_000, 16),  # eight would do; sixteen for four threads
+        (3 * MIB, 28_000, None),  # sixteen samples are larger than the cache
+        (6_000, 8_000_000, None),  # every piece would read more weights than samples
+        (6_000, 6_000_000, 1024),
     ],
 )
-def test_a_piece_is_a_quarter_of_the_cache(monkeypatch, n, sample, weights, expected):
+def test_a_piece_is_a_quarter_of_the_cache(monkeypatch, sample, weights, expected):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert piece_size(n, sample, weights, 32 * MIB) == expected
+    assert piece_size(sample, weights, 32 * MIB) == expected
 
 
 def test_the_cache_is_what_the_system_reports(tmp_path):
@@ -121,16 +118,27 @@ WHOLE = {
         tc.cross_entropy,
     ),
     "inputs that do not fit": (perceptron(), (torch.ones(120, 7), data()[1]), tc.cross_entropy),
+    "a first layer that writes into the data": (
+        nn.Sequential(nn.ReLU(inplace=True), perceptron()),
+        data(),
+        tc.cross_entropy,
+    ),
+    "a target for all of a row": (perceptron(), (data()[0], data()[0][:, :1]), nn.MSELoss()),
+    "NaN": (nn.Sequential(perceptron(), nn.Linear(3, 3, bias=False)), data(), tc.cross_entropy),
     "bfloat16": (perceptron().bfloat16(), (data()[0].bfloat16(), data()[1]), tc.cross_entropy),
 }
+
+
+with torch.no_grad():
+    WHOLE["NaN"][0][1].weight.fill_(float("nan"))
 
 
 @pytest.mark.usefixtures("small_cache")
 @pytest.mark.parametrize("name", WHOLE)
 def test_it_leaves_whole(name):
     model, batch, loss_fn = WHOLE[name]
-    auto = AutoPieces(model, averaging_of(loss_fn))
-    auto.renew()
+    auto = AutoPieces(model)
+    auto.renew(averaging_of(loss_fn))
     forward, parts = auto.cut(batch)
     assert forward is model
     assert len(parts) == 1
@@ -138,9 +146,34 @@ def test_it_leaves_whole(name):
 
 
 @pytest.mark.usefixtures("small_cache")
+def test_a_small_first_batch_says_nothing_about_the_next():
+    auto = AutoPieces(perceptron())
+    auto.renew(averaging_of(tc.cross_entropy))
+    sizes = [[len(y) for _, y in auto.cut(data(n))[1]] for n in (3, 90, 120)]
+    assert sizes == [[3], [90], [16] * 7 + [8]]
+    assert auto.size == 16
+
+
+def test_a_batch_that_could_not_be_cut_is_not_looked_at(monkeypatch):
+    monkeypatch.setattr(pieces, "_sample_of", lambda *a: pytest.fail("it was looked at"))
+    tc.evaluate(perceptron(), [data(4 * torch.get_num_threads())], loss_fn=tc.cross_entropy)
+
+
+@pytest.mark.usefixtures("small_cache")
+def test_outputs_lie_as_the_model_gives_them():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    seen = []
+    metric = {"view": lambda outputs, targets: seen.append(outputs.stride()) or 0.0}
+    found = tc.evaluate(model, [(torch.randn(20, 3, 8, 8), torch.zeros(20))], metrics=metric)
+    assert found.n == 20
+    assert seen == [model(torch.randn(20, 3, 8, 8)).stride()]
+
+
+@pytest.mark.usefixtures("small_cache")
 def test_it_asks_the_model_again_at_every_pass():
     model = perceptron()
-    auto = AutoPieces(model, averaging_of(tc.cross_entropy))
+    auto = AutoPieces(model)
     sizes = []
     for change in (
         lambda: None,
@@ -148,14 +181,14 @@ def test_it_asks_the_model_again_at_every_pass():
         lambda: model[3].eval(),
     ):
         change()
-        auto.renew()
+        auto.renew(averaging_of(tc.cross_entropy))
         sizes.append([len(targets) for _, targets in auto.cut(data())[1]])
     assert sizes == [[16] * 7 + [8], [120], [16] * 7 + [8]]
 
 
 @pytest.mark.usefixtures("small_cache")
 def test_looking_leaves_the_model_and_the_batch_as_they_were():
-    model = nn.Sequential(nn.ReLU(inplace=True), perceptron())
+    model = nn.Sequential(perceptron(), nn.ReLU(inplace=True))
     before, (inputs, targets) = copy.deepcopy(model.state_dict()), data()
     seen, state = inputs.clone(), torch.get_rng_state()
     assert cuts(model, (inputs, targets)).size == 16
@@ -220,7 +253,7 @@ def test_evaluation_goes_in_pieces_where_training_may_not():
     )
     assert found.n == 120
     assert_close(seen[0], whole)
-    auto = AutoPieces(model.eval(), None)
+    auto = AutoPieces(model.eval())
     auto.renew()
     with torch.no_grad():
         assert_close(auto.outputs(data()[0]), whole)

@@ -1,5 +1,6 @@
 """torchcls.structure: nested batches are walked through, counted and cut."""
 
+from collections import defaultdict
 from typing import NamedTuple
 
 import pytest
@@ -14,10 +15,72 @@ class Pair(NamedTuple):
     second: object
 
 
+class Outputs(dict):
+    """A dict that gives its items as attributes, too, as Hugging Face's outputs do."""
+
+    def __init__(self, **items):
+        super().__init__()
+        self.note = "mine"
+        for key, value in items.items():
+            self[key] = value
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        setattr(self, key, value)
+
+
+class Frozen(dict):
+    def __setitem__(self, key, value):
+        raise TypeError("frozen")
+
+
 def test_mapped_keeps_tuples_named_tuples_lists_and_dicts():
     nested = {"a": (1, [2]), "b": Pair(3, 4)}
     assert mapped(lambda leaf: -leaf, nested) == {"a": (-1, [-2]), "b": Pair(-3, -4)}
     assert isinstance(mapped(lambda leaf: leaf, nested)["b"], Pair)
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        {"a": tensor(1)},
+        [tensor(1), "name"],
+        (tensor(1), [2.5]),
+        Pair(tensor(1), None),
+        Outputs(logits=tensor(1), hidden=(tensor(2),)),
+        torch.Size([2, 3]),
+        torch.zeros(2, 3).max(dim=0),
+        tensor(1),
+        (),
+        {},
+    ],
+)
+def test_where_no_leaf_changes_the_very_same_structure_is_returned(structure):
+    assert mapped(lambda leaf: leaf, structure) is structure
+
+
+def test_parts_without_a_change_stay_the_same():
+    kept = [tensor(1)]
+    number, same = mapped(lambda leaf: 7 if leaf == 3 else leaf, (3, kept))
+    assert number == 7
+    assert same is kept
+
+
+def test_a_dict_of_ones_own_class_keeps_its_class_and_its_attributes():
+    outputs = Outputs(logits=1, hidden=(2, 3), name="x")
+    found = mapped(lambda leaf: leaf if leaf == "x" else -leaf, outputs)
+    assert type(found) is Outputs
+    assert found == {"logits": -1, "hidden": (-2, -3), "name": "x"}
+    assert (found.logits, found.hidden, found.note) == (-1, (-2, -3), "mine")
+    assert outputs == {"logits": 1, "hidden": (2, 3), "name": "x"}  # the first one is left alone
+    assert outputs.logits == 1
+    lists = mapped(lambda leaf: -leaf, defaultdict(list, a=1))
+    assert lists == {"a": -1}
+    assert lists["new"] == []
+
+
+def test_to_count_samples_nothing_is_made_anew():
+    assert num_samples(Frozen(x=torch.zeros(5, 2))) == 5
 
 
 def test_split_cuts_every_tensor_and_keeps_the_rest():

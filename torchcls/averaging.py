@@ -28,12 +28,14 @@ class Averaging:
         is_sum: Whether the loss is the numerator already (``reduction="sum"``). Training steps on
             that sum, and it is reported per sample.
         name: The loss's name in ``torch.nn.functional``; None for a loss of the user's own.
-        weights: Weights of elements that torch broadcasts against the targets (BCE and MSE).
+        is_elementwise: Whether outputs and targets have one shape (BCE and MSE).
+        weights: Weights of elements that torch broadcasts against the targets.
     """
 
     count: Callable[[Any], Count]
     is_sum: bool = False
     name: str | None = None
+    is_elementwise: bool = False
     weights: tuple[Tensor, ...] = ()
 
     def may_be_cut(self, targets: Any) -> bool:
@@ -92,15 +94,14 @@ def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
             f"loss_fn must reduce a batch to one number, got reduction={reduction!r}. "
             "Use reduction='mean'."
         )
+    is_sum = reduction == "sum"
     if known.name in ("cross_entropy", "nll_loss"):  # their weights belong to classes
         count: Callable[[Any], Count] = functools.partial(_count_classes, known=known)
-        weights: tuple[Tensor, ...] = ()
-    else:
-        count = _count_elements
-        options = (known.options["weight"], known.options["pos_weight"])
-        weights = tuple(weight for weight in options if isinstance(weight, Tensor))
-    is_sum = reduction == "sum"
-    return Averaging(num_samples if is_sum else count, is_sum, known.name, weights)
+        return Averaging(num_samples if is_sum else count, is_sum, known.name)
+    options = (known.options["weight"], known.options["pos_weight"])
+    weights = tuple(weight for weight in options if isinstance(weight, Tensor))
+    count = num_samples if is_sum else _count_elements
+    return Averaging(count, is_sum, known.name, is_elementwise=True, weights=weights)
 
 
 def _count_elements(targets: Tensor) -> Count:
@@ -143,11 +144,12 @@ def one_loss(result: Any, count: Count) -> tuple[Tensor, Count]:
         TypeError: If the result is no tensor and no pair.
         ValueError: If it holds more than one number.
     """
-    if is_fraction(result):
-        numerator, denominator = fraction(result)
-        count = denominator.detach()
-        return numerator / torch.where(count != 0, denominator, 1), count
-    return one_number(result), count
+    if not is_fraction(result):
+        return one_number(result), count
+    numerator, denominator = fraction(result)
+    if denominator.device.type == "cpu":  # also a plain number beside an accelerator
+        return numerator / (denominator if denominator != 0 else 1), wide(denominator)
+    return numerator / torch.where(denominator != 0, denominator, 1), wide(denominator)
 
 
 def is_fraction(result: Any) -> bool:
@@ -158,7 +160,7 @@ def is_fraction(result: Any) -> bool:
 def fraction(result: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
     """Numerator and denominator as 0-d tensors, with their graphs."""
     numerator, denominator = result
-    return one_number(torch.as_tensor(numerator)), one_number(torch.as_tensor(denominator))
+    return one_number(numerator), one_number(torch.as_tensor(denominator))
 
 
 def one_number(result: Any) -> Tensor:
@@ -184,29 +186,40 @@ class Sum:
 
     Example:
         >>> total = Sum()
-        >>> for term in torch.tensor([1e8, 1.0, 1.0, 1.0, 1.0]):  # float32 steps by 8 up there
+        >>> for term in torch.tensor([1e8, 1.0, 1.0, 1.0]):  # float32 steps by 8 up there
         ...     total.add(term)
         >>> total.value()
-        100000004.0
+        100000003.0
 
     References:
         Knuth, The Art of Computer Programming, vol. 2, section 4.2.2: the error of an addition.
     """
 
     def __init__(self) -> None:
-        self._sum: Count = 0.0
+        self._sum: Count = 0  # whole: int64 tensors on an accelerator add up as such
         self._lost: Count = 0.0
 
     def add(self, term: Count) -> None:
-        """Add a number, or a 0-d tensor without a graph; nothing waits for an accelerator."""
-        total = self._sum + term
+        """Add a number, or a 0-d tensor; nothing waits for an accelerator."""
+        if isinstance(term, Tensor):
+            term = wide(term)
         if isinstance(term, Tensor) and term.dtype == torch.float32:
-            added = total - self._sum
-            lost = self._lost + ((self._sum - (total - added)) + (term - added))
-            rounded = total
-            total = rounded + lost  # what was lost before may count by now
-            self._lost = lost - (total - rounded)
-        self._sum = total
+            self._add_float32(term)
+        else:
+            self._sum = self._sum + term
+
+    def _add_float32(self, term: Tensor) -> None:
+        rounded = term + self._sum
+        added = rounded - self._sum
+        lost = self._lost + ((self._sum - (rounded - added)) + (term - added))
+        total = rounded + lost  # what was lost before may count by now
+        is_finite = total.isfinite()  # infinity less infinity is no loss
+        self._sum = torch.where(is_finite, total, rounded)
+        self._lost = torch.where(is_finite, lost - (total - rounded), 0)
+
+    def added(self) -> Count:
+        """The sum where it lies."""
+        return self._sum + self._lost
 
     def value(self) -> float:
         """The sum. Waits for an accelerator."""
@@ -246,8 +259,11 @@ class Mean:
 
 
 def wide(number: Tensor) -> Count:
-    """A 0-d tensor without its graph, to add up: a float on the CPU, else float64 where it lies."""
+    """A 0-d tensor without its graph, to add up: a number on the CPU, else wide where it lies."""
     number = number.detach()
     if number.device.type == "cpu":
-        return number.item()
+        plain: int | float = number.item()
+        return plain
+    if not number.is_floating_point():
+        return number.long()
     return number.float() if number.device.type == "mps" else number.double()

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from torchcls.structure import mapped
 
@@ -83,10 +84,21 @@ def to_device(structure: Any, device: torch.device) -> Any:
     """
 
     def moved(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or leaf.device == device:
+        if isinstance(leaf, Tensor):
+            here = leaf.device
+        elif isinstance(leaf, PackedSequence):
+            here = leaf.data.device
+        else:
             return leaf
-        if device.type == "cuda" and leaf.device.type == "cpu" and not leaf.is_pinned():
+        if here == device:
+            return leaf
+        if device.type == "cuda" and here.type == "cpu" and not leaf.is_pinned():
             leaf = leaf.pin_memory()
         return leaf.to(device, non_blocking=True)
 
-    return mapped(moved, structure)
+    return mapped(moved, structure, _is_packed)
+
+
+def _is_packed(structure: Any) -> bool:
+    """Whether this moves itself: a packed sequence's ``batch_sizes`` have to stay on the CPU."""
+    return isinstance(structure, PackedSequence)

@@ -1,6 +1,7 @@
 """A whole run: epochs of training and validation, with a history. The loop stays the user's."""
 
 import contextlib
+import copy
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,7 @@ from torchcls.loops import (
 )
 from torchcls.modes import training
 from torchcls.optim import check_is_of, check_lr, check_optimizer, default_optimizer, pace_of
-from torchcls.pieces import MicroBatch, Pieces, check_micro_batch, pieces_for
+from torchcls.pieces import MicroBatch, check_micro_batch, pieces_for
 from torchcls.precision import check_precision, precision_of
 from torchcls.step import Loss, Step
 
@@ -78,7 +79,8 @@ def fit(
             rounding; see ``backward``. None leaves batches whole. "auto" cuts on the CPU, where a
             batch's activations are larger than the cache and the model is a ``Sequential`` of
             torch's own layers that treat every sample by itself, with a loss that torchcls knows;
-            everywhere else it leaves batches whole. ``history.micro_batch`` says what it chose.
+            everywhere else, and in another precision than float32, it leaves batches whole.
+            ``history.micro_batch`` says what it chose.
         progress: None shows a bar in a terminal and plain lines in a pipe; True and False force it
             on and off.
 
@@ -194,18 +196,15 @@ class Run:
         # Everything is checked: from here on something changes.
         self._device = place(model, target, optimizer=self.optimizer)
         self._model, self._train, self._valid = model, train, valid
-        self._loss_fn, self._metrics = loss_on(loss_fn, self._device), metrics
+        self._loss_fn, self._metrics = loss_fn, metrics
         self._epochs = epochs
-        self._averaging = averaging_of(self._loss_fn)
         self._precision = precision_of(precision, self._device)
-        if precision != "float32":  # what "auto" knows of layers and sizes, it knows of float32
-            micro_batch = None if micro_batch == "auto" else micro_batch
-        self._pieces = pieces_for(model, micro_batch, self._averaging)
+        if precision != "float32" and micro_batch == "auto":
+            micro_batch = None  # what "auto" knows of layers and sizes, it knows of float32
+        self._pieces = pieces_for(model, micro_batch)
         # Validation has a mode and a batch of its own; a size that was asked for is for training.
-        whole = micro_batch != "auto"
-        self._valid_pieces = Pieces(model) if whole else pieces_for(model, "auto")
-        self._step = Step(model, self._loss_fn, self._averaging, self._pieces, self._precision)
-        self._near = {id(source): near_copy(source, self._device) for source in (train, valid)}
+        self._valid_pieces = pieces_for(model, "auto" if micro_batch == "auto" else None)
+        self._nearby = Nearby(self._device)
         self._smooth = _Smooth()
         self._display = _Display(progress, epochs)
         self._stopped = False
@@ -240,11 +239,7 @@ class Run:
         self, source: Iterable[Any], name: str, epoch: int
     ) -> contextlib.AbstractContextManager[Iterable[Any]]:
         """One pass over a source, or over its copy on the accelerator, behind a bar."""
-        near = self._near[id(source)]
-        if near is not None and isinstance(source, Batches):
-            near.epoch = source.epoch
-            source = near
-        return self._display.bar(source, name, epoch)
+        return self._display.bar(self._nearby.copy(source), name, epoch)
 
     def _validate(self, valid: Iterable[Any], epoch: int) -> Evaluation:
         with self._pass(valid, "valid", epoch) as batches:
@@ -260,19 +255,23 @@ class Run:
 
     def _train_one_epoch(self, epoch: int) -> Mean:
         """``train_one_epoch`` with a schedule, the running mean and a display around its steps."""
+        # Asked again in every epoch: class weights may have changed since.
+        loss_fn = loss_on(self._loss_fn, self._device)
+        averaging = averaging_of(loss_fn)
+        step = Step(self._model, loss_fn, averaging, self._pieces, self._precision)
         mean = Mean()
         with (
             training(self._model),
             self._pace.during_epoch(epoch),
             self._pass(self._train, "train", epoch) as batches,
         ):
-            self._pieces.renew()
+            self._pieces.renew(averaging)
             for batch in batches:
                 batch = to_device(batch, self._device)
                 self._pace.before_step()
-                loss, count = self._step.take(batch, self.optimizer)
+                loss, count = step.take(batch, self.optimizer)
                 self._pace.after_step()
-                reported = wide(self._averaging.reported(loss, count))
+                reported = wide(averaging.reported(loss, count))
                 mean.add(reported, count)
                 self._smooth.add(reported)
         self.history.micro_batch = self._pieces.size
@@ -329,16 +328,37 @@ class _Display:
             print(row(record), flush=True)
 
 
-def near_copy(source: Any, device: torch.device) -> Batches | None:
-    """A copy of a ``Batches`` on an accelerator, where it fits into half of what is free there.
+class Nearby:
+    """Keeps the tensors of a ``Batches`` on CUDA, where they fit into half of what is free there.
 
-    With a transform the data stays where it is: what it draws and looks up may lie there too.
+    They are moved once, and again where somebody changed them. With a transform they stay where
+    they are: what it draws and looks up may lie there too.
     """
-    if not isinstance(source, Batches) or source.transform is not None or device.type != "cuda":
-        return None
-    size = sum(tensor.nbytes for tensor in (source.inputs, source.targets) if not tensor.is_cuda)
-    free, _ = torch.cuda.mem_get_info(device)
-    return source.to(device) if 0 < size <= free // 2 else None
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._kept: dict[int, tuple[Tensor, int, Tensor]] = {}  # origin, its version, moved
+
+    def copy(self, source: Any) -> Any:
+        """The same batches of tensors on the device; anything else as it is."""
+        if self._device.type != "cuda" or not isinstance(source, Batches) or source.transform:
+            return source
+        tensors = (source.inputs, source.targets)
+        size = sum(tensor.nbytes for tensor in tensors if not self._is_kept(tensor))
+        if size > torch.cuda.mem_get_info(self._device)[0] // 2:
+            return source
+        near = copy.copy(source)
+        near.inputs, near.targets = map(self._moved, tensors)
+        return near
+
+    def _is_kept(self, tensor: Tensor) -> bool:
+        origin, version, _ = self._kept.get(id(tensor), (None, 0, tensor))
+        return tensor.device == self._device or (origin is tensor and version == tensor._version)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        if not self._is_kept(tensor):
+            self._kept[id(tensor)] = tensor, tensor._version, tensor.to(self._device)
+        return self._kept[id(tensor)][2] if id(tensor) in self._kept else tensor
 
 
 def _target_device(model: nn.Module, device: Device) -> Device:

@@ -4,7 +4,7 @@ Only modules whose type is listed here are trusted: a subclass, a hook or a ``fo
 user's own may do anything with a batch, and nobody can see it from outside.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def _keeps_first_axis(flatten: Any) -> bool:
 
 
 def _has_other_axis(softmax: Any) -> bool:
-    return softmax.dim not in (None, 0)
+    return softmax.dim is not None and (softmax.dim >= 1 or softmax.dim == -1)
 
 
 def _is_a_plain_table(embedding: Any) -> bool:
@@ -107,13 +107,31 @@ def layers_of(model: nn.Module) -> list[nn.Module] | None:
         >>> layers_of(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))) is None  # mixes samples
         True
     """
-    if _is_hooked(model):
+    layers = [module for module in model.modules() if type(module) is not nn.Sequential]
+    if any(map(_is_hooked, model.modules())) or not all(map(_treats_samples_alone, layers)):
         return None
-    if type(model) is nn.Sequential:
-        parts = [layers_of(module) for module in model]
-        return None if None in parts else [layer for part in parts if part for layer in part]
-    treats_samples_alone = _LAYERS.get(type(model))
-    return [model] if treats_samples_alone is not None and treats_samples_alone(model) else None
+    layers = list(_in_order(model))
+    writer = next((layer for layer in layers if type(layer) not in _PASSING), None)
+    return (
+        None if getattr(writer, "inplace", False) else layers
+    )  # it may write into the user's data
+
+
+def _treats_samples_alone(layer: nn.Module) -> bool:
+    is_alone = _LAYERS.get(type(layer))
+    return is_alone is not None and is_alone(layer)
+
+
+def _in_order(model: nn.Module) -> Iterator[nn.Module]:
+    if type(model) is not nn.Sequential:
+        yield model
+    else:
+        for module in model:  # a module that stands there twice comes twice
+            yield from _in_order(module)
+
+
+# What they give may be what they got.
+_PASSING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten, nn.Identity)
 
 
 _HOOKS = (
@@ -128,22 +146,31 @@ _GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def _is_hooked(module: nn.Module) -> bool:
+    """Whether anyone but the module's type has a say in what it computes."""
     everywhere = vars(torch.nn.modules.module)
     return (
         any(getattr(module, name, None) for name in _HOOKS)
         or any(everywhere.get(name) for name in _GLOBAL_HOOKS)
         or "forward" in vars(module)  # replaced on this very module
-        or any(
-            getattr(parameter, name, None)
-            for parameter in module.parameters(recurse=False)
-            for name in _GRADIENT_HOOKS
-        )
+        or any(map(_is_special, module.parameters(recurse=False)))
+    )
+
+
+def _is_special(parameter: nn.Parameter) -> bool:
+    return (
+        type(parameter) is not nn.Parameter
+        or parameter.layout != torch.strided
+        or any(getattr(parameter, name, None) for name in _GRADIENT_HOOKS)
     )
 
 
 def parameter_bytes(model: nn.Module) -> int:
     """Bytes of all parameters."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+# Layers that take longer over images with the channels last.
+_SLOWER_SO = (nn.GroupNorm, nn.LayerNorm, nn.LogSoftmax, nn.Softmax)
 
 
 def through(layers: Iterable[nn.Module]) -> Forward:
@@ -158,7 +185,9 @@ def through(layers: Iterable[nn.Module]) -> Forward:
     for i in range(len(layers) - 1):
         if type(layers[i]) is nn.ReLU and type(layers[i + 1]) is nn.MaxPool2d:
             layers[i], layers[i + 1] = layers[i + 1], layers[i]
-    has_images = any(type(layer) is nn.Conv2d for layer in layers)
+    types = [type(layer) for layer in layers]
+    before = types[: types.index(nn.Flatten)] if nn.Flatten in types else types
+    has_images = nn.Conv2d in before and not any(kind in before for kind in _SLOWER_SO)
 
     def forward(inputs: Tensor) -> Tensor:
         outputs = _channels_last(inputs) if has_images and inputs.ndim == 4 else inputs
@@ -174,9 +203,8 @@ def through(layers: Iterable[nn.Module]) -> Forward:
 def _channels_last(images: Tensor) -> Tensor:
     """The same images (N, C, H, W), laid out as (N, H, W, C) in memory."""
     n, channels, height, width = images.shape
-    if (
-        channels == 1
-    ):  # both orders at once; without other strides torch takes it for channels first
+    # A single channel is in both orders at once: only other strides tell torch which is meant.
+    if channels == 1:
         return images.reshape(n, height, width, 1).permute(0, 3, 1, 2)
     return images.contiguous(memory_format=torch.channels_last)
 

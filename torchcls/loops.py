@@ -160,8 +160,9 @@ def pairs(batches: Iterable[Any], name: str) -> Iterator[tuple[Any, Any]]:
         TypeError: If ``batches`` cannot be iterated, or a batch is no pair.
         ValueError: If there is no batch at all.
     """
+    source = taken_at_once(batches)
     try:
-        iterator = iter(taken_at_once(batches))
+        iterator = iter(source)
     except TypeError:
         raise TypeError(not_batches(batches, name)) from None
     is_empty = True

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import (
@@ -33,7 +34,8 @@ def default_optimizer(model: nn.Module, lr: float = 1e-3) -> AdamW:
 
     betas (0.9, 0.99), eps 1e-5, decoupled weight decay 0.01, and no decay on the parameters of
     BatchNorm, InstanceNorm and LayerNorm nor on any attribute that is called ``bias``. Fused where
-    all parameters are floating point: the same numbers to 1e-7, in half the time of the loop.
+    all parameters are floating point and dense in memory: the same numbers to 1e-7, in half the
+    time of the loop.
 
     Args:
         model: The module whose parameters to train, frozen ones included (they are passed over for
@@ -67,8 +69,18 @@ def default_optimizer(model: nn.Module, lr: float = 1e-3) -> AdamW:
         lr=lr,
         betas=(0.9, 0.99),
         eps=1e-5,
-        fused=all(parameter.is_floating_point() for parameter in seen),
+        fused=all(map(_may_be_fused, seen)),
     )
+
+
+def _may_be_fused(parameter: nn.Parameter) -> bool:
+    """Floating point, and dense: torch's fused step on the CPU walks memory as if all of it were.
+
+    A parameter may be a view into a larger tensor, such as one channel of another layer's weight.
+    """
+    if parameter.layout != torch.strided or not parameter.is_floating_point():
+        return False
+    return parameter.stride() == torch.empty_like(parameter, device="meta").stride()
 
 
 def check_lr(lr: float) -> None:

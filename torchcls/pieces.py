@@ -5,6 +5,7 @@ and writes all of them in main memory. ``micro_batch="auto"`` cuts it into piece
 stay in the cache. The step is the same to rounding, since the pieces are weighted exactly.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +33,12 @@ class Pieces:
         self._model = model
         self.size = size
 
-    def renew(self) -> None:
-        """Look at the model again, at the start of a pass: modes, hooks and layers may change."""
+    def renew(self, averaging: Averaging | None = None) -> None:
+        """Look at model and loss again, at the start of a pass: modes, hooks, layers may change.
+
+        Args:
+            averaging: How the loss averages; None where there is no loss to be cut.
+        """
 
     def cut(self, batch: Pair) -> tuple[Forward, list[Pair]]:
         """Give what to call on the inputs of each piece, and the pieces: (inputs, targets)."""
@@ -53,82 +58,85 @@ class Pieces:
 
 
 class AutoPieces(Pieces):
-    """Cuts where the model's layers allow it and the cache gains by it; decided at the first batch.
+    """Cuts where the model's layers allow it and the cache gains by it.
 
     What it needs, all of it: a CPU; a ``Sequential`` of layers that treat every sample by itself
-    (``layers``), with no hook of anyone's; inputs and outputs that are one float tensor each; a
-    loss that torchcls knows; a batch whose activations are larger than the cache. The size
-    follows from the bytes that one sample keeps for the backward pass and from the size of the
-    cache, never from timing, so that two runs on one machine cut alike.
+    (``layers``), with no hook of anyone's; inputs and outputs that are one tensor each; a loss that
+    torchcls knows; a batch whose activations are larger than the cache. The size follows from the
+    bytes that one sample keeps for the backward pass, found on three samples of the first large
+    batch, and from the size of the cache, never from timing, so that two runs on one machine cut
+    alike.
 
     A batch of one piece goes through the model itself, so it has the bits of the plain loop.
 
-    Args:
-        model: Any module.
-        averaging: How the loss averages; None where there is no loss to be cut.
+    Attributes:
+        size: Samples in a piece; None as long as no batch was cut.
     """
 
-    def __init__(self, model: nn.Module, averaging: Averaging | None) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self._averaging = averaging
+        self._averaging: Averaging | None = None
         self._forward: Forward | None = None
-        self._is_decided = False
+        self._sample: _Sample | None = None
+        self._is_probed = False
+        self._whole_up_to = float(_least_samples())  # samples of a batch that is not cut
+        self._found_size = 0
 
-    def renew(self) -> None:
+    def renew(self, averaging: Averaging | None = None) -> None:
         """Trust the layers as they stand now, or none."""
-        layers = None if self._is_decided and self.size is None else layers_of(self._model)
-        self._forward = None if layers is None else through(layers)
+        self._averaging = averaging
+        layers = layers_of(self._model) if device_of(self._model).type == "cpu" else None
+        self._forward = through(layers) if layers else None
 
     def cut(self, batch: Pair) -> tuple[Forward, list[Pair]]:
-        """Cut a batch that is larger than a piece, or leave it whole, with the model itself."""
-        if self._is_decided and self.size is None:
+        """Cut a batch that is larger than the cache, or leave it whole, with the model itself."""
+        if self._forward is None or not self._is_large(batch[0]) or not self._may_cut(batch):
             return self._model, [batch]
-        inputs, targets = batch
-        if (
-            self._forward is None
-            or not self._may_cut_loss(targets)
-            or not self._is_larger_than_a_piece(inputs)
-            or not isinstance(targets, Tensor)  # whole, the loss says what is wrong with it
-            or targets.shape[:1] != inputs.shape[:1]
-        ):
-            return self._model, [batch]
-        return self._forward, split(batch, self.size or 0)
+        self.size = self._found_size
+        return self._forward, split(batch, self.size)
 
     def outputs(self, inputs: Any) -> Any:
         """The outputs of a whole batch, without gradients."""
-        if self._forward is None or not self._is_larger_than_a_piece(inputs):
+        if self._forward is None or not self._is_large(inputs):
             return self._model(inputs)
-        return torch.cat([self._forward(piece) for piece in split(inputs, self.size or 0)])
+        self.size = self._found_size
+        # In the layout that the model itself gives: metrics and losses may ask for a view.
+        return torch.cat([self._forward(piece) for piece in split(inputs, self.size)]).contiguous()
 
-    def _may_cut_loss(self, targets: Any) -> bool:
-        averaging = self._averaging
-        return (
-            averaging is not None and averaging.name is not None and averaging.may_be_cut(targets)
-        )
-
-    def _is_larger_than_a_piece(self, inputs: Any) -> bool:
-        if not _is_plain(inputs):
+    def _is_large(self, inputs: Any) -> bool:
+        if not isinstance(inputs, Tensor) or not inputs.ndim or len(inputs) <= self._whole_up_to:
             return False
-        if not self._is_decided:
-            self._decide(inputs)
-        return self.size is not None and len(inputs) > self.size
+        if inputs.device.type != "cpu" or inputs.requires_grad:
+            return False
+        if not self._is_probed:
+            self._probe(inputs)
+        return len(inputs) > self._whole_up_to
 
-    def _decide(self, inputs: Tensor) -> None:
-        self._is_decided = True
-        forward = self._forward
-        if forward is None or device_of(self._model).type != "cpu" or len(inputs) < _PROBED:
-            return
-        sample_bytes = _bytes_per_sample(self._model, forward, inputs[:_PROBED])
-        if sample_bytes is not None:
-            weights = parameter_bytes(self._model)
-            self.size = piece_size(len(inputs), sample_bytes, weights, cache_bytes())
+    def _may_cut(self, batch: tuple[Tensor, Any]) -> bool:
+        averaging, (inputs, targets) = self._averaging, batch
+        if averaging is None or averaging.name is None or self._sample is None:
+            return False
+        if not isinstance(targets, Tensor) or targets.shape[:1] != inputs.shape[:1]:
+            return False  # whole, the loss says what is wrong with it
+        if averaging.is_elementwise and targets.shape[1:] != self._sample.shape:
+            return False  # torch broadcasts them, samples with samples
+        return averaging.may_be_cut(targets)
+
+    def _probe(self, inputs: Tensor) -> None:
+        """Find, once, what a sample keeps, and from it which batches are cut into what."""
+        assert self._forward is not None
+        self._is_probed, self._whole_up_to = True, float("inf")
+        self._sample = _sample_of(self._model, self._forward, inputs[:3])
+        if self._sample is not None:
+            cache = cache_bytes()
+            size = piece_size(self._sample.bytes, parameter_bytes(self._model), cache)
+            if size is not None:
+                self._found_size, self._whole_up_to = size, cache / self._sample.bytes
 
 
-def pieces_for(
-    model: nn.Module, micro_batch: MicroBatch, averaging: Averaging | None = None
-) -> Pieces:
+def pieces_for(model: nn.Module, micro_batch: MicroBatch) -> Pieces:
     """Choose how the batches of a run are cut."""
-    return AutoPieces(model, averaging) if micro_batch == "auto" else Pieces(model, micro_batch)
+    return AutoPieces(model) if micro_batch == "auto" else Pieces(model, micro_batch)
 
 
 def check_micro_batch(micro_batch: Any, *, may_be_auto: bool = False) -> None:
@@ -149,31 +157,30 @@ def check_micro_batch(micro_batch: Any, *, may_be_auto: bool = False) -> None:
     check_whole_number("micro_batch", micro_batch, at_least=1)
 
 
-def piece_size(n: int, sample_bytes: float, weight_bytes: int, cache: int) -> int | None:
-    """Choose the samples in a piece; None where a batch is better left whole.
+def piece_size(sample_bytes: float, weight_bytes: int, cache: int) -> int | None:
+    """Choose the samples in a piece of a batch that is larger than the cache; None for no cut.
 
     A piece takes a quarter of the cache, since the layers' gradients and temporaries need room as
-    well; rounded down to a power of two, but at least four samples for every thread. Cutting pays
-    where the whole batch is larger than the cache, a piece is not, and a piece is larger than
-    the weights, which every piece reads and adds gradients to.
+    well; rounded down to a power of two, but at least four samples for every thread. It must be
+    smaller than the cache and larger than the weights, which every piece reads and adds gradients
+    to.
 
     Args:
-        n: Samples in the batch.
         sample_bytes: Bytes that one sample keeps for the backward pass.
         weight_bytes: Bytes of the model's parameters.
         cache: Bytes of the last-level cache.
 
     Example:
-        >>> piece_size(1862, 77_000, 28_000, 32 * 2**20)  # 143 MB; 64 samples are 5 MB
+        >>> piece_size(77_000, 28_000, 32 * 2**20)  # 64 samples keep 5 MB
         64
-        >>> piece_size(128, 77_000, 28_000, 32 * 2**20) is None  # 10 MB: nothing to gain
-        True
     """
-    if n * sample_bytes <= cache:
-        return None
     fitting = max(1, int(cache / 4 / sample_bytes))
-    size = max(1 << (fitting.bit_length() - 1), 4 * torch.get_num_threads())
-    return size if size < n and weight_bytes <= size * sample_bytes <= cache else None
+    size = max(1 << (fitting.bit_length() - 1), _least_samples())
+    return size if weight_bytes <= size * sample_bytes <= cache else None
+
+
+def _least_samples() -> int:
+    return 4 * torch.get_num_threads()
 
 
 def cache_bytes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
@@ -188,24 +195,20 @@ def cache_bytes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> in
     return found[max(found)] if found and max(found) > 1 else 32 * 2**20
 
 
-_PROBED = 3  # samples: a piece of two and a piece of one
+@dataclass(frozen=True)
+class _Sample:
+    """One sample: the bytes that it keeps for the backward pass, the shape of its output."""
+
+    bytes: float
+    shape: torch.Size
 
 
-def _is_plain(inputs: Any) -> bool:
-    return (
-        isinstance(inputs, Tensor)
-        and inputs.device.type == "cpu"
-        and inputs.ndim > 0
-        and not inputs.requires_grad
-    )
-
-
-def _bytes_per_sample(model: nn.Module, forward: Forward, inputs: Tensor) -> float | None:
-    """Bytes that one sample keeps; None where two pieces do not give what the whole gives.
+def _sample_of(model: nn.Module, forward: Forward, inputs: Tensor) -> _Sample | None:
+    """Send a piece of two samples and a piece of one through; None where they must not be cut.
 
     The layers are known to treat every sample by itself; what shows only here is an input whose
     first axis is not that of the samples (one vector for a ``Linear``, one image for a
-    convolution).
+    convolution): then the pieces do not give what the three give together.
     """
     kept: dict[int, int] = {}
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
@@ -216,24 +219,18 @@ def _bytes_per_sample(model: nn.Module, forward: Forward, inputs: Tensor) -> flo
             kept[storage.data_ptr()] = storage.nbytes()
         return saved
 
-    def copy(piece: Tensor) -> Tensor:  # the first layer may work in place
-        return piece.clone()
-
+    keeping = torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved)
     try:
         with torch.no_grad():
-            whole, last = model(copy(inputs)), forward(copy(inputs[2:]))
-        with (
-            torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved),
-        ):
-            first = forward(copy(inputs[:2]))
+            whole, last = model(inputs.clone()), forward(inputs[2:].clone())
+        with torch.enable_grad(), keeping:
+            first = forward(inputs[:2].clone())
     except (RuntimeError, ValueError, IndexError):  # the whole batch shall say what is wrong
         return None
-    if whole.dtype not in (torch.float32, torch.float64) or len(whole) != len(inputs):
+    if whole.dtype not in (torch.float32, torch.float64) or len(whole) != len(inputs) or not kept:
         return None
     parts = torch.cat([first.detach(), last])
-    # Far wider than rounding, far narrower than what mixing samples does.
-    is_same = parts.shape == whole.shape and torch.allclose(
-        parts, whole, rtol=1e-3, atol=1e-5, equal_nan=True
-    )
-    return sum(kept.values()) / 2 if is_same else None
+    # Far wider than rounding, far narrower than what mixing samples does; a NaN shows nothing.
+    if parts.shape != whole.shape or not torch.allclose(parts, whole, rtol=1e-3, atol=1e-5):
+        return None
+    return _Sample(sum(kept.values()) / 2, whole.shape[1:])

@@ -8,11 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchcls.averaging import Averaging, Count, fraction, is_fraction, one_loss, one_number
+from torchcls.averaging import (
+    Averaging,
+    Count,
+    Sum,
+    fraction,
+    is_fraction,
+    one_loss,
+    one_number,
+)
 from torchcls.layers import Forward
 from torchcls.pieces import Pair, Pieces
 from torchcls.precision import Precision
-from torchcls.structure import mapped
+from torchcls.structure import mapped, num_samples
 
 Loss = Callable[[Any, Any], Any]
 
@@ -76,6 +84,8 @@ class Step:
         kept: list[Any] = []
         for i, ((inputs, targets), count) in enumerate(zip(pieces, counts, strict=True)):
             outputs = self._precision.outputs(forward, inputs)
+            if averaging.is_elementwise:
+                _check_same_shape(outputs, targets)
             result = self._loss_fn(outputs, targets)
             if i == 0 and is_fraction(result):
                 return self._backward_of_fractions(result, forward, pieces)
@@ -97,12 +107,13 @@ class Step:
     ) -> tuple[Tensor, Count]:
         """A loss that returns (numerator, denominator): its total is known after the last piece.
 
-        So the numerators' gradients are added up as they are, beside those that were there before,
-        and divided at the end.
+        So the gradients of the numerators are added up beside those that were there before, and
+        divided at the end. Each is divided by the number of samples on the way, since float16 ends
+        at 65504.
         """
-        whole: Any = 0
-        total: Any = 0
-        with _divided_at_the_end(self._trained()) as divide_by:
+        n = sum(num_samples(targets) for _, targets in pieces)
+        whole, total = Sum(), Sum()
+        with _beside_the_old_gradients(self._parameters()) as (set_aside, multiply):
             for i, (inputs, targets) in enumerate(pieces):
                 if i > 0:
                     outputs = self._precision.outputs(forward, inputs)
@@ -113,21 +124,38 @@ class Step:
                         "micro_batch must be None for a loss_fn whose denominator depends on the "
                         "model. Return denominator.detach() if it is only a count."
                     )
-                self._precision.backward(numerator)
-                whole, total = whole + numerator.detach(), total + denominator
-            divisor = torch.where(total != 0, total, 1)
-            divide_by(divisor)
-        return whole / divisor, total
+                set_aside(_leaves(numerator))
+                self._precision.backward(numerator / n)
+                whole.add(numerator)
+                total.add(denominator)
+            count = total.added()
+            if isinstance(count, Tensor):  # on an accelerator, where nobody reads it
+                divisor: Any = torch.where(torch.as_tensor(count != 0), count, 1)
+            else:
+                divisor = count or 1
+            multiply(n / divisor)
+        dtype = torch.promote_types(numerator.dtype, torch.float32)
+        loss = torch.as_tensor(whole.added() / divisor, dtype=dtype, device=numerator.device)
+        return loss, count
 
-    def _trained(self) -> list[nn.Parameter]:
-        modules = [self._model, self._loss_fn]
-        found = (
-            parameter
-            for module in modules
-            if isinstance(module, nn.Module)
-            for parameter in module.parameters()
-        )
-        return list(dict.fromkeys(found))
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        for module in (self._model, self._loss_fn):
+            if isinstance(module, nn.Module):
+                yield from module.parameters()
+
+
+def _leaves(loss: Tensor) -> Iterator[Tensor]:
+    """The tensors that a loss has gradients for: whatever it was computed from."""
+    seen = set()
+    left: list[Any] = [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        left.extend(following for following, _ in node.next_functions)
 
 
 def _clear_gradients(optimizer: Optimizer) -> None:
@@ -140,30 +168,47 @@ def _clear_gradients(optimizer: Optimizer) -> None:
             parameter.grad = None
 
 
+SetAside = Callable[[Iterable[Tensor]], None]
+
+
 @contextmanager
-def _divided_at_the_end(
-    parameters: Iterable[nn.Parameter],
-) -> Iterator[Callable[[Tensor], None]]:
-    """Collect new gradients beside the old ones; the function that is handed out adds them."""
-    before = [(parameter, parameter.grad) for parameter in parameters]
-    for parameter, _ in before:
-        parameter.grad = None
+def _beside_the_old_gradients(
+    parameters: Iterable[Tensor],
+) -> Iterator[tuple[SetAside, Callable[[Any], None]]]:
+    """Collect new gradients beside the old ones, which are put back if something raises.
 
-    def divide_by(total: Tensor) -> None:
-        for parameter, old in before:
-            new = parameter.grad
-            if new is not None:
-                parameter.grad = new.div_(total) if old is None else old.add_(new.div_(total))
+    Yields:
+        A function that sets the gradients of further tensors aside, and one that multiplies the new
+        gradients and adds them to the old ones.
+    """
+    before: dict[Tensor, Tensor | None] = {}  # tensors hash by identity
 
+    def set_aside(leaves: Iterable[Tensor]) -> None:
+        for leaf in leaves:
+            if leaf not in before:
+                before[leaf], leaf.grad = leaf.grad, None
+
+    def multiply(factor: Any) -> None:
+        for leaf, old in before.items():
+            new = None if leaf.grad is None else leaf.grad.mul_(factor)
+            leaf.grad = new if old is None else old if new is None else old.add_(new)
+
+    set_aside(parameters)
     try:
-        yield divide_by
+        yield set_aside, multiply
     except BaseException:
-        for parameter, old in before:
-            parameter.grad = old
+        for leaf, old in before.items():
+            leaf.grad = old
         raise
-    for parameter, old in before:
-        if parameter.grad is None:
-            parameter.grad = old
+
+
+def _check_same_shape(outputs: Any, targets: Tensor) -> None:
+    if isinstance(outputs, Tensor) and outputs.shape != targets.shape:
+        raise ValueError(
+            "targets must have the shape of outputs to be cut by micro_batch, since torch would "
+            f"broadcast samples with samples, got targets {tuple(targets.shape)} and outputs "
+            f"{tuple(outputs.shape)} in a piece."
+        )
 
 
 def check_pieces_add_up(whole: Tensor, outputs: list[Any], targets: Any, loss_fn: Loss) -> None:
@@ -198,9 +243,11 @@ def zero_where_nothing_counts(loss: Tensor, outputs: Any, count: Count) -> Tenso
         return loss
     counts = torch.as_tensor(count != 0, device=loss.device)  # no wait: compared on the device
 
-    def mask(leaf: Any) -> None:
-        if isinstance(leaf, Tensor) and leaf.requires_grad:
+    def mask(leaf: Any) -> Any:
+        # Not on a parameter that stands among the outputs: there the hook would stay.
+        if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
             leaf.register_hook(lambda gradient: torch.where(counts, gradient, 0))
+        return leaf
 
     mapped(mask, outputs)
     return torch.where(counts, loss, 0)

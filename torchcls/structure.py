@@ -1,6 +1,8 @@
 """Batches as people nest them: tensors in tuples, lists and dicts, walked through in one way."""
 
+import copy
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +15,9 @@ def mapped(
 ) -> Any:
     """Apply a function to every leaf; tuples, named tuples, lists and dicts keep their form.
 
+    Where no leaf changes, the very same structure is returned. Of a dict of one's own class a copy
+    is changed, so that it keeps its attributes.
+
     Args:
         change: Called with each leaf in order; its result takes the leaf's place.
         structure: What to walk through.
@@ -22,15 +27,28 @@ def mapped(
         >>> mapped(lambda leaf: leaf * 10, {"ids": 1, "masks": (2, [3])})
         {'ids': 10, 'masks': (20, [30])}
     """
-    if is_leaf(structure):
+    if type(structure) is Tensor:  # most leaves, and this runs for every batch
         return change(structure)
-    if isinstance(structure, dict):
-        return {key: mapped(change, part, is_leaf) for key, part in structure.items()}
-    if isinstance(structure, (tuple, list)):
+    if isinstance(structure, (tuple, list)) and not is_leaf(structure):
         parts = [mapped(change, part, is_leaf) for part in structure]
+        if all(map(is_, parts, structure)):
+            return structure
         is_named = hasattr(structure, "_fields")
         return type(structure)(*parts) if is_named else type(structure)(parts)
+    if isinstance(structure, dict) and not is_leaf(structure):
+        items = {key: mapped(change, part, is_leaf) for key, part in structure.items()}
+        if all(map(is_, items.values(), structure.values())):
+            return structure
+        return items if type(structure) is dict else _with_items(structure, items)
     return change(structure)
+
+
+def _with_items(structure: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
+    copied = copy.copy(structure)
+    for key, part in items.items():
+        if part is not structure[key]:
+            copied[key] = part
+    return copied
 
 
 def num_samples(structure: Any) -> int:
@@ -50,7 +68,13 @@ def num_samples(structure: Any) -> int:
         5
     """
     lengths = set()
-    mapped(lambda leaf: lengths.add(len(leaf)) if _has_samples(leaf) else None, structure, _is_list)
+
+    def look(leaf: Any) -> Any:
+        if _has_samples(leaf):
+            lengths.add(len(leaf))
+        return leaf  # unchanged: nothing is made anew
+
+    mapped(look, structure, _is_list)
     if len(lengths) != 1:
         seen = f"lengths {sorted(lengths)}" if lengths else f"none in {type(structure).__name__}"
         raise ValueError(

@@ -144,7 +144,7 @@ class Batches:
 
     def _shuffled_cuts(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = seeded_generator(self.seed, self.epoch)
-        order = torch.randperm(len(self.inputs), generator=generator)
+        order = torch.randperm(len(self.inputs), generator=generator, device="cpu")
         rows = order.to(self.inputs.device)  # moved once per epoch, not once per batch
         target_rows = order.to(self.targets.device)
         for start in self._starts():

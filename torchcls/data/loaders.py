@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
@@ -27,15 +28,17 @@ def taken_at_once(batches: Any) -> Any:
         or batches.pin_memory_device  # deprecated, and nobody can say what it will mean
     ):
         return batches
-    rows, dataset = None, batches.dataset
+    subsets, dataset = [], batches.dataset
     while type(dataset) is Subset:
-        inner = torch.as_tensor(dataset.indices)
-        rows = inner if rows is None else inner[rows]
+        rows = _row_numbers(dataset.indices)
+        if rows is None:
+            return batches
+        subsets.append(rows)
         dataset = dataset.dataset
     if type(dataset) is not TensorDataset or not all(map(_has_rows, dataset.tensors)):
         return batches
     return DataLoader(
-        _Rows(dataset.tensors, rows),
+        _Rows(batches.dataset, subsets, dataset.tensors),
         batch_sampler=batches.batch_sampler,
         collate_fn=_as_it_is,
         generator=batches.generator,
@@ -47,19 +50,49 @@ def _has_rows(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and tensor.layout == torch.strided and not tensor.requires_grad
 
 
+def _row_numbers(indices: Any) -> Tensor | None:
+    """Indices as int64 on the CPU; None where only the DataLoader knows what they mean.
+
+    So for iterators, which are not used up here, for what finds its items by label, as a Series
+    does, and for booleans and uint8 tensors, which torch takes as masks.
+    """
+    kind = type(indices)
+    if kind is Tensor:
+        is_plain = indices.ndim == 1 and indices.dtype in (torch.int64, torch.int32)
+        return indices.to("cpu", torch.int64) if is_plain else None
+    if kind in (list, tuple):
+        kinds = set(map(type, indices))
+        if not all(issubclass(kind, (int, np.integer)) and kind is not bool for kind in kinds):
+            return None
+    elif kind not in (range, np.ndarray):
+        return None
+    numbers = np.asarray(indices)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":  # no indices at all are float64
+        return None
+    return torch.from_numpy(numbers.astype(np.int64))
+
+
 class _Rows(Dataset[Any]):
     """Rows of tensors, as many at once as are asked for."""
 
-    def __init__(self, tensors: tuple[Tensor, ...], rows: Tensor | None) -> None:
+    def __init__(self, dataset: Any, subsets: list[Tensor], tensors: tuple[Tensor, ...]) -> None:
+        self._dataset = dataset
+        self._subsets = subsets  # rows of what the next one chooses, the last of the tensors
         self._tensors = tensors
-        self._rows = rows
 
-    def __getitems__(self, indices: list[int]) -> list[Tensor]:
-        picked = torch.as_tensor(indices)
-        if self._rows is not None:
-            picked = self._rows[picked]
+    def __getitems__(self, indices: Any) -> Any:
+        picked = _row_numbers(indices)
+        if picked is None:  # as the DataLoader itself would do
+            if type(self._dataset) is Subset:
+                return default_collate(self._dataset.__getitems__(indices))
+            return default_collate([self._dataset[i] for i in indices])
+        for rows in self._subsets:
+            picked = rows[picked]
         picked = torch.where(picked < 0, picked + len(self._tensors[0]), picked)  # -1: the last
-        return [tensor.index_select(0, picked.to(tensor.device)) for tensor in self._tensors]
+        return [
+            tensor.index_select(0, picked.to(tensor.device, non_blocking=True))
+            for tensor in self._tensors
+        ]
 
 
 def _as_it_is(batch: Any) -> Any:
