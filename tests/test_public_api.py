@@ -76,6 +76,7 @@ MAY_KNOW = {
     "data.idx": DATA,
     "data.loaders": DATA,
     "data.mnist": DATA,
+    "data.nearby": DATA,
     "data.png": DATA,
     "layers": set(),
     "pieces": {"arguments", "averaging", "device", "layers", "structure"},
@@ -106,7 +107,7 @@ MAY_KNOW = {
     "fit": {
         "arguments",
         "averaging",
-        "data.batches",
+        "data.nearby",
         "device",
         "evaluation",
         "history",
