@@ -2,6 +2,7 @@
 
 import copy
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -241,6 +242,59 @@ def test_fit_cuts_by_itself_and_takes_the_same_steps(shuffle):
         assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-12)
         assert ours.valid_loss == pytest.approx(theirs.valid_loss, rel=1e-12)
         assert ours.accuracy == theirs.accuracy
+
+
+def ids(n):
+    return torch.arange(n) % 3
+
+
+def bits(n):
+    return nn.functional.one_hot(ids(n), 3).double()
+
+
+WEIGHT = torch.tensor([1.0, 5.0, 0.5]).double()
+KNOWN = {
+    "class weights": (nn.CrossEntropyLoss(WEIGHT), ids),
+    "ignored": (
+        nn.CrossEntropyLoss(WEIGHT, label_smoothing=0.1),
+        lambda n: torch.where(torch.arange(n) % 40 < 30, -100, ids(n)),  # whole pieces, too
+    ),
+    "soft rows": (nn.CrossEntropyLoss(WEIGHT), lambda n: 0.8 * bits(n) + 0.1),
+    "pos_weight": (nn.BCEWithLogitsLoss(pos_weight=WEIGHT), bits),
+    "mse": (tc.mse_loss, bits),
+    "sum": (nn.CrossEntropyLoss(WEIGHT, reduction="sum"), ids),
+    "partial": (partial(tc.cross_entropy, weight=WEIGHT, ignore_index=1), ids),
+}
+
+
+@pytest.mark.usefixtures("small_cache")
+@pytest.mark.parametrize("name", KNOWN)
+def test_an_epoch_is_that_of_whole_batches_for_every_kind_of_known_loss(name):
+    loss_fn, targets = KNOWN[name]
+    inputs, _ = data(250, torch.float64)
+    batches = tc.Batches(inputs, targets(250), batch_size=110)  # 110 + 110 + 30, which fits
+
+    def run(micro_batch):
+        model = perceptron(torch.float64)
+        sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
+        history = tc.fit(
+            model,
+            batches,
+            batches,
+            loss_fn=loss_fn,
+            optimizer=sgd,
+            epochs=1,
+            micro_batch=micro_batch,
+            progress=False,
+            device="cpu",
+        )
+        return model, history
+
+    (auto, cut), (plain, whole) = run("auto"), run(None)
+    assert cut.micro_batch == 8
+    assert cut[0].train_loss == pytest.approx(whole[0].train_loss, rel=1e-12)
+    assert cut[0].valid_loss == pytest.approx(whole[0].valid_loss, rel=1e-12)
+    assert_close(auto.state_dict(), plain.state_dict())
 
 
 @pytest.mark.usefixtures("small_cache")
