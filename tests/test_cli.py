@@ -237,6 +237,14 @@ def test_as_a_process_it_has_a_help_a_version_and_no_traceback(tmp_path):
     assert "nowhere" in refused.stderr
 
 
+def test_its_help_names_every_default_once(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    printed = capsys.readouterr().out
+    assert "(default: 128)" in printed
+    assert "(default: None)" not in printed
+
+
 def test_a_reader_that_leaves_the_pipe_is_no_bad_input(here, monkeypatch):
     def left(*_, **__):
         raise BrokenPipeError

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         help="train the lecture's network on digits",
         description="Train Conv2d(1,16,5) ReLU MaxPool2d(2) Flatten Linear(2304,k) on digits. "
         "Without arguments it draws its own digits and needs no network.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Defaults,
     )
     add = train.add_argument
     add(
@@ -93,6 +93,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return number
+
+
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds "(default: ...)" where there is one value to name; None says it in words already."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def _digits(text: str) -> tuple[int, ...]:
