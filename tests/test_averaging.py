@@ -30,6 +30,8 @@ WEIGHT = tensor([1.0, 3.0])
         (nn.CrossEntropyLoss(reduction="sum"), tensor([0, -100]), 2),
         (lambda outputs, targets: None, torch.rand(5, 2), 5),
         (nn.CrossEntropyLoss(WEIGHT).forward, tensor([0, 1, 1, -100]), 7),
+        (nn.CrossEntropyLoss(WEIGHT).__call__, tensor([0, 1, 1, -100]), 7),
+        (nn.CrossEntropyLoss(), tensor([156, 0], dtype=torch.uint8), 2),  # -100 as uint8 is 156
     ],
 )
 def test_the_targets_say_what_a_part_counts(loss_fn, targets, expected):
@@ -59,6 +61,8 @@ def test_targets_that_are_no_tensor_are_refused():
         (nn.L1Loss(reduction="sum"), True),
         (nn.L1Loss(), False),
         (partial(F.l1_loss, reduction="sum"), True),
+        (nn.L1Loss(reduction="sum").forward, True),
+        (nn.HuberLoss(reduction="sum").__call__, True),
         (partial(F.l1_loss), False),
         (F.l1_loss, False),
     ],
@@ -70,6 +74,35 @@ def test_another_loss_of_torch_that_says_it_is_a_sum_is_one(loss_fn, is_sum):
     whole = tc.evaluate(model, [(x, y)], loss_fn=loss_fn).loss
     cut = tc.evaluate(model, list(zip(x.split(3), y.split(3), strict=True)), loss_fn=loss_fn).loss
     assert cut == pytest.approx(whole, rel=1e-6)
+
+
+def hooked():
+    loss_fn = nn.CrossEntropyLoss(WEIGHT)
+    loss_fn.register_forward_hook(lambda module, inputs, output: output.sqrt())
+    return loss_fn
+
+
+def test_a_loss_that_somebody_hooked_into_keeps_its_count_and_loses_its_name():
+    found = averaging_of(hooked())
+    assert (found.count(tensor([0, 1, 1])), found.name) == (7, None)
+    assert averaging_of(hooked().forward).name is None
+
+
+def test_a_loss_with_another_forward_or_call_is_one_of_the_users_own():
+    replaced = nn.CrossEntropyLoss(WEIGHT)
+    replaced.forward = lambda outputs, targets: outputs.mean()
+    own = type("Own", (nn.CrossEntropyLoss,), {"__call__": lambda self, o, t: o.mean()})(WEIGHT)
+    for loss_fn in (replaced, own):
+        found = averaging_of(loss_fn)
+        assert (found.count(tensor([0, 1, 1])), found.name) == (3, None)
+
+
+def test_a_batch_without_a_sample_adds_nothing_to_a_sum():
+    x, y = torch.randn(4, 3), tensor([0, 1, 2, 0])
+    loss_fn = nn.CrossEntropyLoss(reduction="sum")
+    batches = [(x, y), (x[:0], y[:0])]
+    found = tc.evaluate(nn.Identity(), batches, loss_fn=loss_fn).loss
+    assert found == pytest.approx(F.cross_entropy(x, y).item(), rel=1e-6)
 
 
 # ------------------------------------------------------------------ sums

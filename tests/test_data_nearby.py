@@ -57,3 +57,20 @@ def test_data_stays_where_it_is_with_a_transform_or_where_it_would_not_fit(as_if
     assert not moves
     on_cpu = Nearby(torch.device("cpu"))
     assert on_cpu.copy(batches) is batches
+
+
+def test_a_copy_of_what_was_replaced_is_let_go(as_if_on_cuda):
+    nearby, _ = as_if_on_cuda
+    batches = Batches(*data(), batch_size=16)
+    for _ in range(4):
+        batches.inputs = batches.inputs.clone()
+        nearby.copy(batches)
+    assert len(nearby._kept) == 2
+
+
+def test_tensors_without_a_version_stay_where_they_are(as_if_on_cuda):
+    nearby, moves = as_if_on_cuda
+    with torch.inference_mode():
+        batches = Batches(torch.zeros(4, 2), torch.zeros(4), batch_size=2)
+    assert nearby.copy(batches) is batches
+    assert not moves

@@ -45,10 +45,10 @@ def test_the_header_has_the_figures_that_are_printed(script, capsys):
     script.main(["--smoke"])
     rows = rows_of(capsys.readouterr().out)
     header = [" ".join(line.split()) for line in script.__doc__.splitlines()]
-    for name in ("exact", "plain loop"):
+    for name in ("in float64", "plain loop"):
         loss, *steps = rows[name]
         loss = loss.split(" ")[0]
-        steps = [] if name == "exact" else [step.removeprefix("off by ") for step in steps]
+        steps = [] if name == "in float64" else [step.removeprefix("off by ") for step in steps]
         assert " ".join([name, loss, *steps]) in header
 
 

@@ -117,6 +117,11 @@ def test_a_batch_goes_through_pinned_memory():
     assert moved["x"].tolist() == [0, 1, 2, 3, 4]
 
 
+def test_an_expanded_tensor_is_moved_without_pinning():
+    moved = to_device(torch.arange(3).expand(4, 3), CUDA)
+    assert moved.tolist() == [[0, 1, 2]] * 4
+
+
 def test_batches_are_kept_on_the_device_and_their_epoch_moves_on():
     batches = tc.Batches(*digits(), batch_size=64, shuffle=True)
     copied = Nearby(CUDA).copy(batches)

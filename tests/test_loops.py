@@ -226,6 +226,48 @@ def test_numerators_over_nothing_add_nothing():
     assert all((gradient == 0).all() for gradient in gradients(model))
 
 
+def test_a_total_of_nothing_takes_no_step_whole_or_cut():
+    for micro_batch in (None, 32):
+        model = linear()
+        loss = tc.backward(
+            model, (inputs(), BITS), lambda o, t: (o.sum(), 0), micro_batch=micro_batch
+        )
+        assert loss == 0
+        assert all((gradient == 0).all() for gradient in gradients(model))
+
+
+def test_a_pair_that_is_no_fraction_is_refused_by_name():
+    with pytest.raises(
+        TypeError, match=r"\(numerator, denominator\), got a pair of Tensor and dict"
+    ):
+        tc.backward(linear(), (inputs(), BITS), lambda o, t: (o.sum(), {"logs": 1}))
+
+
+def test_a_sparse_gradient_from_before_takes_a_dense_one_in():
+    model = nn.Embedding(5, 3)
+    model.weight.grad = torch.eye(5, 3).to_sparse()
+    words = torch.arange(6) % 5
+    fraction = lambda o, t: (o.sum(), len(t))  # noqa: E731
+    tc.backward(model, (words, words), fraction, micro_batch=2)
+    rows = torch.tensor([2.0, 1, 1, 1, 1])[:, None] / 6  # the first word comes twice
+    assert_close(model.weight.grad.to_dense(), torch.eye(5, 3) + rows.expand(5, 3))
+
+
+def test_a_function_of_ones_own_with_a_variable_is_no_leaf():
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.variable = 3
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 2 * gradient
+
+    fraction = lambda o, t: (Doubled.apply(o).sum(), len(t))  # noqa: E731
+    assert tc.backward(linear(), (inputs(), BITS), fraction, micro_batch=32).isfinite()
+
+
 def test_a_denominator_that_depends_on_the_model_is_refused_when_cut():
     model = linear()
     model.weight.grad = torch.ones_like(model.weight)
@@ -480,24 +522,22 @@ def test_a_loss_of_ones_own_is_tested_at_every_batch_that_is_cut():
         tc.train_one_epoch(model, batches, weighted, sgd(model), micro_batch=3)
 
 
-def test_a_mask_reaches_outputs_that_are_no_tensor():
-    class Named(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = linear()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_cut_loss_in_half_precision_is_summed_in_a_wider_one(dtype):
+    model, x = linear(dtype=dtype), inputs(512, dtype)
+    ids = torch.arange(512) % 3
+    expected = F.cross_entropy(model(x).float(), ids).item()
+    # A piece's own loss is rounded to 8 bits in bfloat16, and these roundings cancel out.
+    assert tc.backward(model, (x, ids), nn.CrossEntropyLoss(), micro_batch=1).item() == (
+        pytest.approx(expected, rel=2e-3)
+    )
 
-        def forward(self, x):
-            return {"logits": self.body(x)}
 
-    class Loss(nn.CrossEntropyLoss):  # its name and options, on a dict
-        forward = nn.CrossEntropyLoss.forward
-
-        def __call__(self, outputs, targets):
-            return super().__call__(outputs["logits"], targets)
-
-    model = Named()
-    assert tc.backward(model, (inputs(), torch.full((70,), -100)), Loss()) == 0
-    assert all((gradient == 0).all() for gradient in gradients(model))
+def test_a_mean_of_ones_own_in_half_precision_is_one():
+    for seed in range(20):
+        model, x = linear(seed, torch.bfloat16), inputs(512, torch.bfloat16)
+        y = torch.randn(512, 3, generator=torch.Generator().manual_seed(seed)).bfloat16()
+        tc.backward(model, (x, y), lambda o, t: (o - t).abs().mean(), micro_batch=8)
 
 
 def test_outputs_that_are_no_tensor_are_not_cut_under_a_loss_of_ones_own():

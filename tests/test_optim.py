@@ -284,3 +284,16 @@ def test_a_parameter_that_is_a_view_leaves_the_rest_of_its_tensor_alone():
     torch.testing.assert_close(grey.weight, dense.weight)
     assert torch.equal(colours.weight[:, 1:], before[:, 1:])
     assert tc.default_optimizer(dense).defaults["fused"]
+
+
+def test_a_lazy_parameter_is_dense_once_it_has_a_shape():
+    model = nn.Sequential(nn.LazyLinear(3))
+    history = tc.fit(
+        model,
+        [(torch.randn(4, 2), torch.tensor([0, 1, 2, 0]))],
+        loss_fn=nn.CrossEntropyLoss(),
+        epochs=1,
+        progress=False,
+        device="cpu",
+    )
+    assert history[0].train_loss > 0

@@ -147,6 +147,40 @@ def test_it_leaves_whole(name):
 
 
 @pytest.mark.usefixtures("small_cache")
+def test_what_is_unfrozen_between_epochs_is_looked_at_anew():
+    model = perceptron()
+    model[0].requires_grad_(False)
+    auto = AutoPieces(model)
+    auto.renew(averaging_of(tc.cross_entropy))
+    assert len(auto.cut(data(200))[1][0][1]) == 32  # tanh's result, 64 bytes
+    model[0].requires_grad_()
+    auto.renew(averaging_of(tc.cross_entropy))
+    assert len(auto.cut(data(200))[1][0][1]) == 16 == cuts(perceptron(), data()).size
+
+
+@pytest.mark.usefixtures("small_cache")
+def test_a_frozen_model_is_evaluated_in_pieces():
+    auto = AutoPieces(perceptron().requires_grad_(False))
+    auto.renew()
+    with torch.no_grad():
+        auto.outputs(data(200)[0])
+    assert auto.size == 32
+
+
+@pytest.mark.usefixtures("small_cache")
+def test_another_model_between_epochs_is_looked_at_anew():
+    model = perceptron()
+    auto = AutoPieces(model)
+    auto.renew(averaging_of(tc.cross_entropy))
+    assert len(auto.cut(data())[1][0][1]) == 16
+    model.insert(0, nn.Linear(4, 4))
+    for _ in range(8):
+        model.insert(1, nn.Tanh())
+    auto.renew(averaging_of(tc.cross_entropy))
+    assert len(auto.cut(data())[1][0][1]) == 8  # 208 bytes a sample in place of 80
+
+
+@pytest.mark.usefixtures("small_cache")
 def test_a_small_first_batch_says_nothing_about_the_next():
     auto = AutoPieces(perceptron())
     auto.renew(averaging_of(tc.cross_entropy))

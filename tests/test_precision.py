@@ -132,6 +132,22 @@ def test_float16_skips_a_step_whose_gradients_overflow_and_goes_on(fused):
     assert not torch.equal(model.weight, before)  # and went on
 
 
+@pytest.mark.parametrize("precision", HALVES)
+def test_a_batch_without_a_sample_is_no_step(precision):
+    model, (x, y) = network(), data(8)
+    history = tc.fit(
+        model,
+        [(x[:0], y[:0]), (x, y)],
+        loss_fn=nn.CrossEntropyLoss(),
+        precision=precision,
+        micro_batch=4,
+        epochs=1,
+        progress=False,
+        device="cpu",
+    )
+    assert history[0].train_loss > 0
+
+
 @pytest.mark.parametrize("precision", ["fp16", "half", None, torch.float16])
 def test_an_unknown_precision_is_refused_before_anything_runs(precision):
     message = f"precision must be one of 'float32', 'bfloat16', 'float16', got {precision!r}."

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchcls.losses import KnownLoss, recognise, reduction_of
+from torchcls.losses import KnownLoss, is_hooked, recognise, reduction_of
 from torchcls.structure import num_samples
 
 Count = int | float | Tensor
@@ -27,7 +27,8 @@ class Averaging:
         count: From targets to the denominator of their mean loss.
         is_sum: Whether the loss is the numerator already (``reduction="sum"``). Training steps on
             that sum, and it is reported per sample.
-        name: The loss's name in ``torch.nn.functional``; None for a loss of the user's own.
+        name: The loss's name in ``torch.nn.functional``; None for a loss of the user's own, or one
+            that somebody hooked into.
         is_elementwise: Whether outputs and targets have one shape (BCE and MSE).
         weights: Weights of elements that torch broadcasts against the targets.
     """
@@ -54,7 +55,7 @@ class Averaging:
 
     def reported(self, loss: Tensor, count: Count) -> Tensor:
         """The mean that is reported for a loss."""
-        return loss / count if self.is_sum else loss
+        return loss / (count or 1) if self.is_sum else loss  # a batch may hold no sample
 
 
 def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
@@ -88,6 +89,8 @@ def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
             f"loss_fn must say how it reduces by reduction=, got the deprecated {deprecated[0]}=. "
             "Use reduction='mean' or reduction='sum'."
         )
+    # A hook may change the loss: its count holds, but it is tested where it is cut.
+    trusted = None if is_hooked(loss_fn) else known.name
     reduction = known.options["reduction"]
     if reduction not in ("mean", "sum"):
         raise ValueError(
@@ -97,11 +100,11 @@ def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
     is_sum = reduction == "sum"
     if known.name in ("cross_entropy", "nll_loss"):  # their weights belong to classes
         count: Callable[[Any], Count] = functools.partial(_count_classes, known=known)
-        return Averaging(num_samples if is_sum else count, is_sum, known.name)
+        return Averaging(num_samples if is_sum else count, is_sum, trusted)
     options = (known.options["weight"], known.options["pos_weight"])
     weights = tuple(weight for weight in options if isinstance(weight, Tensor))
     count = num_samples if is_sum else _count_elements
-    return Averaging(count, is_sum, known.name, is_elementwise=True, weights=weights)
+    return Averaging(count, is_sum, trusted, is_elementwise=True, weights=weights)
 
 
 def _count_elements(targets: Tensor) -> Count:
@@ -111,7 +114,7 @@ def _count_elements(targets: Tensor) -> Count:
 def _count_classes(targets: Tensor, known: KnownLoss) -> Count:
     if _tensor(targets).is_floating_point():  # rows of probabilities: torch divides by their number
         return targets.numel() // targets.shape[1] if targets.ndim > 1 else 1
-    counted = targets != known.options["ignore_index"]
+    counted = targets.long() != known.options["ignore_index"]  # uint8 ids would wrap around
     weight = known.options["weight"]
     if weight is None:
         count = counted.count_nonzero()
@@ -159,8 +162,14 @@ def is_fraction(result: Any) -> bool:
 
 def fraction(result: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
     """Numerator and denominator as 0-d tensors, with their graphs."""
-    numerator, denominator = result
-    return one_number(numerator), one_number(torch.as_tensor(denominator))
+    if not all(isinstance(part, (Tensor, int, float)) for part in result):
+        kinds = " and ".join(type(part).__name__ for part in result)
+        raise TypeError(
+            "loss_fn must return one number as a tensor, or (numerator, denominator), "
+            f"got a pair of {kinds}."
+        )
+    numerator, denominator = map(torch.as_tensor, result)
+    return one_number(numerator), one_number(denominator)
 
 
 def one_number(result: Any) -> Tensor:

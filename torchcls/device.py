@@ -92,11 +92,17 @@ def to_device(structure: Any, device: torch.device) -> Any:
             return leaf
         if here == device:
             return leaf
-        if device.type == "cuda" and here.type == "cpu" and not leaf.is_pinned():
+        if device.type == "cuda" and here.type == "cpu" and _may_be_pinned(leaf):
             leaf = leaf.pin_memory()
         return leaf.to(device, non_blocking=True)
 
     return mapped(moved, structure, _is_packed)
+
+
+def _may_be_pinned(leaf: Any) -> bool:
+    """Not what is pinned already, and no expanded tensor, whose places in memory are shared."""
+    tensor = leaf.data if isinstance(leaf, PackedSequence) else leaf
+    return tensor.is_contiguous() and not tensor.is_pinned()
 
 
 def _is_packed(structure: Any) -> bool:

@@ -47,7 +47,8 @@ def backward(
         TypeError: If ``batch`` is no pair, ``micro_batch`` is no whole number, or ``loss_fn`` does
             not return a tensor.
         ValueError: If ``micro_batch`` is below 1, ``loss_fn`` returns more than one number, or is
-            a loss of your own whose pieces do not add up to the whole batch.
+            a loss of your own whose pieces do not add up to the whole batch. Where something raises
+            between two pieces, ``.grad`` holds what the pieces before it added.
 
     Example:
         >>> model = nn.Linear(2, 3)

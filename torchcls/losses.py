@@ -72,9 +72,10 @@ def recognise(loss_fn: Callable[..., Any]) -> KnownLoss | None:
     if isinstance(loss_fn, functools.partial):
         known = None if loss_fn.args else recognise(loss_fn.func)
         return known and KnownLoss(known.name, {**known.options, **loss_fn.keywords})
-    if getattr(loss_fn, "__func__", None) in _FORWARDS:  # loss.forward, called by hand
-        return recognise(loss_fn.__self__)  # type: ignore[attr-defined]
+    loss_fn = _unwrapped(loss_fn)
     if isinstance(loss_fn, nn.Module):
+        if "forward" in vars(loss_fn) or type(loss_fn).__call__ is not nn.Module.__call__:
+            return None  # it computes something else
         name = _FORWARDS.get(type(loss_fn).forward)
         options = {key: getattr(loss_fn, key, default) for key, default in _DEFAULTS.items()}
         return None if name is None else KnownLoss(name, options)
@@ -82,6 +83,22 @@ def recognise(loss_fn: Callable[..., Any]) -> KnownLoss | None:
     names = (name for function, name in _FUNCTIONS.items() if function is loss_fn)
     name = next(names, None)
     return None if name is None else KnownLoss(name, _DEFAULTS)
+
+
+def _unwrapped(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The module behind ``module.forward`` and ``module.__call__``."""
+    module = getattr(loss_fn, "__self__", None)
+    if isinstance(module, nn.Module):
+        function = getattr(loss_fn, "__func__", None)
+        if function in (type(module).forward, nn.Module.__call__):
+            return module
+    return loss_fn
+
+
+def is_hooked(loss_fn: Callable[..., Any]) -> bool:
+    """Whether somebody hooked into a loss module, and so may change what it gives."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(_unwrapped(loss_fn), name, None) for name in names)
 
 
 def reduction_of(loss_fn: Callable[..., Any]) -> str | None:
@@ -94,5 +111,6 @@ def reduction_of(loss_fn: Callable[..., Any]) -> str | None:
     if isinstance(loss_fn, functools.partial):
         is_torch = getattr(loss_fn.func, "__module__", None) == F.__name__
         return loss_fn.keywords.get("reduction") if is_torch else None
+    loss_fn = _unwrapped(loss_fn)
     is_torch = type(loss_fn).__module__ == nn.modules.loss.__name__
     return getattr(loss_fn, "reduction", None) if is_torch else None

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import (
     CyclicLR,
@@ -80,6 +81,8 @@ def _may_be_fused(parameter: nn.Parameter) -> bool:
     """
     if parameter.layout != torch.strided or not parameter.is_floating_point():
         return False
+    if is_lazy(parameter):  # dense once it has a shape
+        return True
     return parameter.stride() == torch.empty_like(parameter, device="meta").stride()
 
 

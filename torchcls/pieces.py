@@ -78,8 +78,9 @@ class AutoPieces(Pieces):
         self._averaging: Averaging | None = None
         self._forward: Forward | None = None
         self._sample: _Sample | None = None
+        self._seen: list[tuple[type[nn.Module], list[bool]]] = []
         self._is_probed = False
-        self._whole_up_to = float(_least_samples())  # samples of a batch that is not cut
+        self._whole_up_to = 0.0  # samples of a batch that is not cut
         self._found_size = 0
 
     def renew(self, averaging: Averaging | None = None) -> None:
@@ -87,6 +88,10 @@ class AutoPieces(Pieces):
         self._averaging = averaging
         layers = layers_of(self._model) if device_of(self._model).type == "cpu" else None
         self._forward = through(layers) if layers else None
+        found = [(type(layer), _trained(layer)) for layer in layers or ()]
+        if found != self._seen:  # other layers, or unfrozen ones, keep other bytes
+            self._seen, self._is_probed = found, False
+            self._whole_up_to = float(_least_samples())
 
     def cut(self, batch: Pair) -> tuple[Forward, list[Pair]]:
         """Cut a batch that is larger than the cache, or leave it whole, with the model itself."""
@@ -195,6 +200,10 @@ def cache_bytes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> in
     return found[max(found)] if found and max(found) > 1 else 32 * 2**20
 
 
+def _trained(layer: nn.Module) -> list[bool]:
+    return [parameter.requires_grad for parameter in layer.parameters()]
+
+
 @dataclass(frozen=True)
 class _Sample:
     """One sample: the bytes that it keeps for the backward pass, the shape of its output."""
@@ -224,7 +233,9 @@ def _sample_of(model: nn.Module, forward: Forward, inputs: Tensor) -> _Sample | 
         with torch.no_grad():
             whole, last = model(inputs.clone()), forward(inputs[2:].clone())
         with torch.enable_grad(), keeping:
-            first = forward(inputs[:2].clone())
+            pair = inputs[:2].clone()
+            # A frozen layer keeps what it would above one that is trained.
+            first = forward(pair.requires_grad_() if pair.is_floating_point() else pair)
     except (RuntimeError, ValueError, IndexError):  # the whole batch shall say what is wrong
         return None
     if whole.dtype not in (torch.float32, torch.float64) or len(whole) != len(inputs) or not kept:

@@ -55,13 +55,17 @@ class _Scaled(_Mixed):
     def __init__(self, device: torch.device) -> None:
         super().__init__(torch.float16, device)
         self._scaler = torch.amp.GradScaler(device.type)
+        self._has_gradients = False  # a batch without a sample gives none
 
     def backward(self, loss: Tensor) -> None:
         self._scaler.scale(loss).backward()
+        self._has_gradients = True
 
     def step(self, optimizer: Optimizer) -> None:
-        self._scaler.step(optimizer)
-        self._scaler.update()
+        if self._has_gradients:
+            self._scaler.step(optimizer)
+            self._scaler.update()
+        self._has_gradients = False
 
 
 PRECISIONS = ("float32", "bfloat16", "float16")

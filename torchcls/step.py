@@ -20,7 +20,7 @@ from torchcls.averaging import (
 from torchcls.layers import Forward
 from torchcls.pieces import Pair, Pieces
 from torchcls.precision import Precision
-from torchcls.structure import mapped, num_samples
+from torchcls.structure import num_samples
 
 Loss = Callable[[Any, Any], Any]
 
@@ -80,7 +80,7 @@ class Step:
             )
         counts = [averaging.count(targets) for _, targets in pieces]
         total: Count = sum(counts)
-        whole: Any = 0
+        whole = Sum()
         kept: list[Any] = []
         for i, ((inputs, targets), count) in enumerate(zip(pieces, counts, strict=True)):
             outputs = self._precision.outputs(forward, inputs)
@@ -92,15 +92,18 @@ class Step:
             loss = one_number(result) * averaging.share(count, total)
             loss = zero_where_nothing_counts(loss, outputs, count)
             self._precision.backward(loss)
-            whole = whole + loss.detach()
+            whole.add(loss)
             if not self._is_trusted:
                 kept.append(outputs.detach() if isinstance(outputs, Tensor) else outputs)
+        if not pieces:  # a batch without a sample
+            return torch.zeros(()), total
+        mean = _as_loss(whole.added(), loss)
         if kept:
-            check_pieces_add_up(whole, kept, batch[1], self._loss_fn)
+            check_pieces_add_up(mean, kept, batch[1], self._loss_fn)
             # A batch may pass by chance, and on the CPU every one is looked at. To look is to wait
             # for an accelerator: there the first one has to do.
-            self._is_trusted = whole.device.type != "cpu"
-        return torch.as_tensor(whole), total  # a tensor already, but for a batch without a sample
+            self._is_trusted = loss.device.type != "cpu"
+        return mean, total
 
     def _backward_of_fractions(
         self, result: Any, forward: Forward, pieces: list[Pair]
@@ -129,14 +132,13 @@ class Step:
                 whole.add(numerator)
                 total.add(denominator)
             count = total.added()
+            share: Any  # of nothing at all, nothing
             if isinstance(count, Tensor):  # on an accelerator, where nobody reads it
-                divisor: Any = torch.where(torch.as_tensor(count != 0), count, 1)
+                share = torch.where(torch.as_tensor(count != 0), 1 / count, 0)
             else:
-                divisor = count or 1
-            multiply(n / divisor)
-        dtype = torch.promote_types(numerator.dtype, torch.float32)
-        loss = torch.as_tensor(whole.added() / divisor, dtype=dtype, device=numerator.device)
-        return loss, count
+                share = 1 / count if count else 0
+            multiply(n * share)
+        return _as_loss(whole.added() * share, numerator), count
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         for module in (self._model, self._loss_fn):
@@ -153,9 +155,15 @@ def _leaves(loss: Tensor) -> Iterator[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
+        if type(node).__name__ == "AccumulateGrad":
             yield node.variable
         left.extend(following for following, _ in node.next_functions)
+
+
+def _as_loss(value: Count, like: Tensor) -> Tensor:
+    """A sum as a 0-d tensor; of losses in half precision as float32, which can tell it."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.as_tensor(value, dtype=dtype, device=like.device)
 
 
 def _clear_gradients(optimizer: Optimizer) -> None:
@@ -191,7 +199,10 @@ def _beside_the_old_gradients(
     def multiply(factor: Any) -> None:
         for leaf, old in before.items():
             new = None if leaf.grad is None else leaf.grad.mul_(factor)
-            leaf.grad = new if old is None else old if new is None else old.add_(new)
+            if old is None or new is None:
+                leaf.grad = old if new is None else new
+            else:  # a sparse one takes no dense one in
+                leaf.grad = new + old if old.is_sparse else old.add_(new)
 
     set_aside(parameters)
     try:
@@ -227,7 +238,8 @@ def check_pieces_add_up(whole: Tensor, outputs: list[Any], targets: Any, loss_fn
         uncut, _ = one_loss(loss_fn(torch.cat(outputs), targets), 1)
     # Far wider than rounding, far narrower than what another kind of average is off by. This reads
     # two numbers, so it waits for an accelerator.
-    if not torch.isclose(whole, uncut.to(whole), rtol=1e-3, atol=1e-6, equal_nan=True):
+    rtol = max(1e-3, 8 * torch.finfo(uncut.dtype).eps)
+    if not torch.isclose(whole, uncut.to(whole), rtol=rtol, atol=1e-6, equal_nan=True):
         raise ValueError(
             "loss_fn must be a mean over samples to be cut by micro_batch, got "
             f"{whole.item():.6g} from the pieces and {uncut.item():.6g} from the whole batch. {fix}"
@@ -243,11 +255,7 @@ def zero_where_nothing_counts(loss: Tensor, outputs: Any, count: Count) -> Tenso
         return loss
     counts = torch.as_tensor(count != 0, device=loss.device)  # no wait: compared on the device
 
-    def mask(leaf: Any) -> Any:
-        # Not on a parameter that stands among the outputs: there the hook would stay.
-        if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
-            leaf.register_hook(lambda gradient: torch.where(counts, gradient, 0))
-        return leaf
-
-    mapped(mask, outputs)
+    # Not where a model gives a parameter as it is: there the hook would stay.
+    if isinstance(outputs, Tensor) and outputs.grad_fn is not None:
+        outputs.register_hook(lambda gradient: torch.where(counts, gradient, 0))
     return torch.where(counts, loss, 0)

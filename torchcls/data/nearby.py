@@ -12,31 +12,38 @@ from torchcls.data.batches import Batches
 class Nearby:
     """Keeps the tensors of a ``Batches`` on CUDA, where they fit into half of what is free there.
 
-    They are moved once, and again where somebody changed them. With a transform they stay where
-    they are: what it draws and looks up may lie there too.
+    They are moved once, and again where somebody changed them: put another tensor in their place,
+    or wrote into them through torch. With a transform they stay where they are: what it draws and
+    looks up may lie there too.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._kept: dict[int, tuple[Tensor, int, Tensor]] = {}  # origin, its version, moved
+        # From (source, name) to the tensor, its version, and its copy.
+        self._kept: dict[tuple[int, str], tuple[Tensor, int, Tensor]] = {}
 
     def copy(self, source: Any) -> Any:
         """The same batches of tensors on the device; anything else as it is."""
-        if self._device.type != "cuda" or not isinstance(source, Batches) or source.transform:
+        if self._device.type != "cuda" or type(source) is not Batches or source.transform:
             return source
-        tensors = (source.inputs, source.targets)
-        size = sum(tensor.nbytes for tensor in tensors if not self._is_kept(tensor))
+        tensors = {"inputs": source.inputs, "targets": source.targets}
+        if any(tensor.is_inference() for tensor in tensors.values()):  # these have no version
+            return source
+        missing = [name for name in tensors if not self._is_kept(source, name)]
+        for name in missing:
+            self._kept.pop((id(source), name), None)  # room for what takes its place
+        size = sum(tensors[name].nbytes for name in missing if not tensors[name].is_cuda)
         if size > torch.cuda.mem_get_info(self._device)[0] // 2:
             return source
+        for name in missing:
+            tensor = tensors[name]
+            kept = tensor, tensor._version, tensor.to(self._device)
+            self._kept[id(source), name] = kept
         near = copy.copy(source)
-        near.inputs, near.targets = map(self._moved, tensors)
+        near.inputs, near.targets = (self._kept[id(source), name][2] for name in tensors)
         return near
 
-    def _is_kept(self, tensor: Tensor) -> bool:
-        origin, version, _ = self._kept.get(id(tensor), (None, 0, tensor))
-        return tensor.device == self._device or (origin is tensor and version == tensor._version)
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        if not self._is_kept(tensor):
-            self._kept[id(tensor)] = tensor, tensor._version, tensor.to(self._device)
-        return self._kept[id(tensor)][2] if id(tensor) in self._kept else tensor
+    def _is_kept(self, source: Batches, name: str) -> bool:
+        tensor = getattr(source, name)
+        kept = self._kept.get((id(source), name))
+        return kept is not None and kept[0] is tensor and kept[1] == tensor._version
