@@ -1,6 +1,9 @@
 """What all test files share: a seeded generator, and a check that a test leaves torch as it was."""
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,6 +13,13 @@ import torch
 def generator() -> torch.Generator:
     """A source of random numbers that is the same for every test."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import a script as python does: with its folder on the path."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "scripts")
+    return importlib.import_module
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """The benchmark's arithmetic and verdicts, and a smoke of all its tables."""
 
-import importlib
 import json
 import math
 from pathlib import Path
@@ -9,13 +8,6 @@ import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 LIBRARIES = ["fastai", "Lightning", "Ignite", "skorch", "Accelerate", "Poutyne", "Keras"]
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a script as python does: with its folder on the path."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    return importlib.import_module
 
 
 @pytest.fixture

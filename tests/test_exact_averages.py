@@ -17,9 +17,8 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
-    return importlib.import_module("exact_averages")
+def script(load):
+    return load("exact_averages")
 
 
 def rows_of(printed):

@@ -162,11 +162,13 @@ def test_it_leaves_images_as_they_are_where_a_layer_takes_longer_otherwise(norm)
 
 def test_it_pools_images_with_the_channels_last_and_gets_the_gradient_so():
     seen = {}
-    pool = nn.MaxPool2d(2)
-    forward = through([nn.Conv2d(1, 4, 3), nn.ReLU(), pool, nn.Flatten(), nn.Linear(324, 2)])
-    pool.register_forward_hook(lambda m, a, out: seen.update(input=a[0], output=out))
+    pool, flatten = nn.MaxPool2d(2), nn.Flatten()
+    forward = through([nn.Conv2d(1, 4, 3), nn.ReLU(), pool, flatten, nn.Linear(324, 2)])
+    pool.register_forward_pre_hook(lambda module, inputs: seen.update(pooled=inputs[0]))
+    flatten.register_forward_pre_hook(lambda module, inputs: seen.update(flattened=inputs[0]))
     outputs = forward(torch.randn(2, 1, 20, 20))
-    seen["output"].register_hook(lambda gradient: seen.update(gradient=gradient))
+    seen["flattened"].register_hook(lambda gradient: seen.update(gradient=gradient))
     outputs.sum().backward()
+    assert set(seen) == {"pooled", "flattened", "gradient"}
     for name, images in seen.items():
         assert images.is_contiguous(memory_format=torch.channels_last), name

@@ -44,6 +44,25 @@ def cuts(model, batch, loss_fn=tc.cross_entropy):
     return SimpleNamespace(forward=forward, parts=parts, size=auto.size)
 
 
+WEIGHT = torch.tensor([1.0, 5.0, 0.5]).double()
+
+
+def fitted(batches, loss_fn, micro_batch, **keywords):
+    """A model that was trained and validated on the batches, and the history."""
+    model = perceptron(torch.float64)
+    history = tc.fit(
+        model,
+        batches,
+        batches,
+        loss_fn=loss_fn,
+        micro_batch=micro_batch,
+        progress=False,
+        device="cpu",
+        **keywords,
+    )
+    return model, history
+
+
 # --- the size ----------------------------------------------------------------------------------
 
 
@@ -190,8 +209,12 @@ def test_a_small_first_batch_says_nothing_about_the_next():
 
 
 def test_a_batch_that_could_not_be_cut_is_not_looked_at(monkeypatch):
-    monkeypatch.setattr(pieces, "_sample_of", lambda *a: pytest.fail("it was looked at"))
-    tc.evaluate(perceptron(), [data(4 * torch.get_num_threads())], loss_fn=tc.cross_entropy)
+    looked_at = []
+    monkeypatch.setattr(pieces, "_sample_of", lambda *a: looked_at.append(len(a[2])))
+    least = 4 * torch.get_num_threads()
+    for n in (least, least + 1):
+        tc.evaluate(perceptron(), [data(n)], loss_fn=tc.cross_entropy)
+    assert looked_at == [3]
 
 
 @pytest.mark.usefixtures("small_cache")
@@ -252,23 +275,14 @@ def test_it_never_shows_the_model_an_uncut_batch(monkeypatch):
 @pytest.mark.usefixtures("small_cache")
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_fit_cuts_by_itself_and_takes_the_same_steps(shuffle):
-    def run(micro_batch):
-        model = perceptron(torch.float64)
-        batches = tc.Batches(*data(dtype=torch.float64), batch_size=70, shuffle=shuffle)
-        history = tc.fit(
-            model,
-            batches,
-            batches,
-            loss_fn=nn.CrossEntropyLoss(torch.tensor([1.0, 2, 3]).double()),
-            metrics=[tc.accuracy],
-            epochs=2,
-            micro_batch=micro_batch,
-            progress=False,
-            device="cpu",
-        )
-        return model, history
+    def batches():
+        return tc.Batches(*data(dtype=torch.float64), batch_size=70, shuffle=shuffle)
 
-    (auto, cut), (plain, whole) = run("auto"), run(None)
+    loss_fn = nn.CrossEntropyLoss(WEIGHT)
+    (auto, cut), (plain, whole) = (
+        fitted(batches(), loss_fn, micro_batch, metrics=[tc.accuracy], epochs=2)
+        for micro_batch in ("auto", None)
+    )
     assert (cut.micro_batch, whole.micro_batch) == (8, None)
     assert cut[:1].micro_batch == 8
     assert_close(auto.state_dict(), plain.state_dict())
@@ -286,7 +300,6 @@ def bits(n):
     return nn.functional.one_hot(ids(n), 3).double()
 
 
-WEIGHT = torch.tensor([1.0, 5.0, 0.5]).double()
 KNOWN = {
     "class weights": (nn.CrossEntropyLoss(WEIGHT), ids),
     "ignored": (
@@ -307,24 +320,9 @@ def test_an_epoch_is_that_of_whole_batches_for_every_kind_of_known_loss(name):
     loss_fn, targets = KNOWN[name]
     inputs, _ = data(250, torch.float64)
     batches = tc.Batches(inputs, targets(250), batch_size=110)  # 110 + 110 + 30, which fits
-
-    def run(micro_batch):
-        model = perceptron(torch.float64)
-        sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
-        history = tc.fit(
-            model,
-            batches,
-            batches,
-            loss_fn=loss_fn,
-            optimizer=sgd,
-            epochs=1,
-            micro_batch=micro_batch,
-            progress=False,
-            device="cpu",
-        )
-        return model, history
-
-    (auto, cut), (plain, whole) = run("auto"), run(None)
+    (auto, cut), (plain, whole) = (
+        fitted(batches, loss_fn, micro_batch, epochs=1) for micro_batch in ("auto", None)
+    )
     assert cut.micro_batch == 8
     assert cut[0].train_loss == pytest.approx(whole[0].train_loss, rel=1e-12)
     assert cut[0].valid_loss == pytest.approx(whole[0].valid_loss, rel=1e-12)

@@ -1,7 +1,6 @@
 """Every script runs in smoke mode, and fails when its numbers are not the lecture's."""
 
 import argparse
-import importlib
 import math
 import subprocess
 import sys
@@ -30,13 +29,6 @@ EXPERIMENTS = [
     "three_digits",
     "two_digits_onehot",
 ]
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a script as python does: with its folder on the path."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchcls.losses import KnownLoss, is_hooked, recognise, reduction_of
+from torchcls.losses import KnownLoss, may_be_changed, recognise, reduction_of
 from torchcls.structure import num_samples
 
 Count = int | float | Tensor
@@ -90,7 +90,7 @@ def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
             "Use reduction='mean' or reduction='sum'."
         )
     # A hook may change the loss: its count holds, but it is tested where it is cut.
-    trusted = None if is_hooked(loss_fn) else known.name
+    trusted = None if may_be_changed(loss_fn) else known.name
     reduction = known.options["reduction"]
     if reduction not in ("mean", "sum"):
         raise ValueError(

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchcls.hooks import is_hooked
+
 Forward = Callable[[Any], Any]
 
 
@@ -108,13 +110,16 @@ def layers_of(model: nn.Module) -> list[nn.Module] | None:
         True
     """
     layers = [module for module in model.modules() if type(module) is not nn.Sequential]
-    if any(map(_is_hooked, model.modules())) or not all(map(_treats_samples_alone, layers)):
+    if (
+        any(map(is_hooked, model.modules()))
+        or any(map(_is_special, model.parameters()))
+        or not all(map(_treats_samples_alone, layers))
+    ):
         return None
     layers = list(_in_order(model))
+    # A layer that works in place may write into the user's data; into a copy it would not.
     writer = next((layer for layer in layers if type(layer) not in _PASSING), None)
-    return (
-        None if getattr(writer, "inplace", False) else layers
-    )  # it may write into the user's data
+    return None if getattr(writer, "inplace", False) else layers
 
 
 def _treats_samples_alone(layer: nn.Module) -> bool:
@@ -134,29 +139,11 @@ def _in_order(model: nn.Module) -> Iterator[nn.Module]:
 _PASSING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Flatten, nn.Identity)
 
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_compiled_call_impl",  # not a hook, but it takes the place of forward as one can
-)
-_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS[:4])
 _GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether anyone but the module's type has a say in what it computes."""
-    everywhere = vars(torch.nn.modules.module)
-    return (
-        any(getattr(module, name, None) for name in _HOOKS)
-        or any(everywhere.get(name) for name in _GLOBAL_HOOKS)
-        or "forward" in vars(module)  # replaced on this very module
-        or any(map(_is_special, module.parameters(recurse=False)))
-    )
-
-
 def _is_special(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is more than numbers: of a class of its own, sparse, or hooked."""
     return (
         type(parameter) is not nn.Parameter
         or parameter.layout != torch.strided

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torchcls import functional
+from torchcls.hooks import is_hooked
 
 _FUNCTIONS: dict[Callable[..., Any], str] = {
     F.cross_entropy: "cross_entropy",
@@ -95,10 +96,10 @@ def _unwrapped(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
     return loss_fn
 
 
-def is_hooked(loss_fn: Callable[..., Any]) -> bool:
-    """Whether somebody hooked into a loss module, and so may change what it gives."""
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(_unwrapped(loss_fn), name, None) for name in names)
+def may_be_changed(loss_fn: Callable[..., Any]) -> bool:
+    """Whether somebody hooked into a loss module, so that it may give something else."""
+    loss_fn = _unwrapped(loss_fn)
+    return isinstance(loss_fn, nn.Module) and is_hooked(loss_fn)
 
 
 def reduction_of(loss_fn: Callable[..., Any]) -> str | None:

@@ -53,7 +53,7 @@ class Pieces:
         return self._model, split(batch, self.size)
 
     def outputs(self, inputs: Any) -> Any:
-        """The outputs of a whole batch, without gradients: the pieces' outputs put together."""
+        """The outputs of a whole batch, without gradients."""
         return self._model(inputs)
 
 
@@ -101,7 +101,7 @@ class AutoPieces(Pieces):
         return self._forward, split(batch, self.size)
 
     def outputs(self, inputs: Any) -> Any:
-        """The outputs of a whole batch, without gradients."""
+        """The outputs of a whole batch, without gradients: those of its pieces put together."""
         if self._forward is None or not self._is_large(inputs):
             return self._model(inputs)
         self.size = self._found_size
