@@ -315,6 +315,21 @@ KNOWN = {
 
 
 @pytest.mark.usefixtures("small_cache")
+def test_fit_leaves_batches_whole_for_a_loss_of_ones_own():
+    seen = []
+
+    def own(outputs, targets):
+        seen.append(len(targets))
+        return nn.functional.cross_entropy(outputs, targets)
+
+    _, history = fitted(
+        tc.Batches(*data(dtype=torch.float64), batch_size=110), own, "auto", epochs=1
+    )
+    assert history.micro_batch is None
+    assert seen == [110, 10, 110, 10]  # training, then validation
+
+
+@pytest.mark.usefixtures("small_cache")
 @pytest.mark.parametrize("name", KNOWN)
 def test_an_epoch_is_that_of_whole_batches_for_every_kind_of_known_loss(name):
     loss_fn, targets = KNOWN[name]
