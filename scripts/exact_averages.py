@@ -214,6 +214,7 @@ def valid_loss_of_fit(model: nn.Module, batches: Loader, loss_fn: nn.Module) -> 
         epochs=1,
         optimizer=still,
         device="cpu",
+        ignore=["valid-is-train"],  # on purpose: the plain loop's number is known
         progress=False,
     )
     return history[-1].valid_loss

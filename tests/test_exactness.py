@@ -206,6 +206,7 @@ def test_any_batches_have_the_loss_of_the_whole(name, cut):
             optimizer=still,
             device="cpu",
             micro_batch=micro_batch,
+            check="off",  # raw scores into NLLLoss, say: only the arithmetic matters here
             progress=False,
         )[0]
         assert_same(record.train_loss, expected, dtype)

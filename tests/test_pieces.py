@@ -56,6 +56,7 @@ def fitted(batches, loss_fn, micro_batch, **keywords):
         batches,
         loss_fn=loss_fn,
         micro_batch=micro_batch,
+        ignore=["valid-is-train", "row-sums"],
         progress=False,
         device="cpu",
         **keywords,

@@ -11,7 +11,9 @@
 """
 
 from torchcls import heads
-from torchcls.data import Batches, drawn_digits, mnist
+from torchcls.checkpoint import load_checkpoint, save_checkpoint
+from torchcls.checks import ContractError, Finding, check
+from torchcls.data import Batches, drawn_digits, image_folder, mnist
 from torchcls.device import select_device
 from torchcls.evaluation import Evaluation, Predictions, evaluate, predict
 from torchcls.fit import Run, epochs, fit
@@ -41,7 +43,9 @@ from torchcls.optim import default_optimizer, one_cycle
 
 __all__ = [
     "Batches",
+    "ContractError",
     "Evaluation",
+    "Finding",
     "History",
     "Predictions",
     "Record",
@@ -50,6 +54,7 @@ __all__ = [
     "backward",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "check",
     "confusion_matrix",
     "cross_entropy",
     "default_optimizer",
@@ -59,6 +64,8 @@ __all__ = [
     "evaluate",
     "fit",
     "heads",
+    "image_folder",
+    "load_checkpoint",
     "log_sigmoid",
     "log_softmax",
     "mnist",
@@ -68,6 +75,7 @@ __all__ = [
     "one_cycle",
     "one_hot",
     "predict",
+    "save_checkpoint",
     "select_device",
     "sigmoid",
     "softmax",

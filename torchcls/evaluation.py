@@ -1,11 +1,10 @@
 """Evaluation and prediction: a pass over the data that leaves the model as it was found."""
 
 import csv
-import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +14,14 @@ from torchcls.arguments import check_whole_number
 from torchcls.averaging import Mean, averaging_of, one_loss, wide
 from torchcls.device import to_device
 from torchcls.loops import Device, loss_on, pairs, place
-from torchcls.metrics import counts_behind
 from torchcls.modes import evaluating
 from torchcls.pieces import Pieces, pieces_for
 from torchcls.precision import Precision
+from torchcls.scorers import Metrics, named_metrics, plain, scorer_for
 from torchcls.step import Loss, zero_where_nothing_counts
 from torchcls.structure import num_samples, split
 
-Metrics = Sequence[Any] | Mapping[str, Any]
+Look = Callable[[int, float, tuple[Any, Any], Any], None]
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,21 @@ def measure(
     device: torch.device,
     pieces: Pieces,
     precision: Precision,
+    look: Look | None = None,
 ) -> Evaluation:
-    """Do what ``evaluate`` says, on checked arguments; ``pieces`` cut the forward of a batch."""
+    """Do what ``evaluate`` says, on checked arguments.
+
+    Args:
+        model: The model.
+        batches: The batches.
+        loss_fn: The loss, or None.
+        metrics: The metrics.
+        device: Where all of it is.
+        pieces: How the forward of a batch is cut.
+        precision: What the model runs in.
+        look: Called with the number of each batch, its loss, the batch and the outputs, where the
+            loss is a number: on the CPU.
+    """
     if loss_fn is not None:
         loss_fn = loss_on(loss_fn, device)
     averaging = None if loss_fn is None else averaging_of(loss_fn)
@@ -106,148 +118,21 @@ def measure(
     mean, n = Mean(), 0
     with evaluating(model):
         pieces.renew()
-        for batch in pairs(batches, "batches"):
+        for number, batch in enumerate(pairs(batches, "batches")):
             inputs, targets = to_device(batch, device)
             outputs = precision.outputs(pieces.outputs, inputs)
             if loss_fn is not None and averaging is not None:
                 loss, count = one_loss(loss_fn(outputs, targets), averaging.count(targets))
                 loss = zero_where_nothing_counts(loss, outputs, count)
-                mean.add(wide(averaging.reported(loss, count)), count)
+                reported = wide(averaging.reported(loss, count))
+                mean.add(reported, count)
+                if look is not None and not isinstance(reported, Tensor):
+                    look(number, reported, (inputs, targets), outputs)
             for scorer in scorers.values():
                 scorer.add(outputs, targets)
             n += num_samples(targets)
         values = {name: plain(scorer.value()) for name, scorer in scorers.items()}
     return Evaluation(None if loss_fn is None else mean.value(), values, n)
-
-
-def named_metrics(metrics: Metrics) -> dict[str, Any]:
-    """Give every metric a name: the keys of a dict, else ``__name__``, else the class's name.
-
-    Raises:
-        TypeError: If ``metrics`` is no list and no dict, or holds what is no metric.
-        ValueError: If two metrics share a name.
-
-    Example:
-        >>> from torchcls.metrics import accuracy
-        >>> list(named_metrics([accuracy])), list(named_metrics({"acc": accuracy}))
-        (['accuracy'], ['acc'])
-    """
-    if callable(metrics) or not isinstance(metrics, (Mapping, Sequence)):
-        raise TypeError(f"metrics must be a list or a dict, got {metrics!r}. Write [metric].")
-    pairs = metrics.items() if isinstance(metrics, Mapping) else ((_name(m), m) for m in metrics)
-    named: dict[str, Any] = {}
-    for name, metric in pairs:
-        if isinstance(metric, type) or not (callable(metric) or _is_object(metric)):
-            raise TypeError(
-                "metrics must hold functions of (outputs, targets) or objects with update, "
-                f"compute and reset, got {metric!r}."
-            )
-        if name in named:
-            raise ValueError(
-                f"metrics must have names of their own, got {name!r} twice. "
-                "Name them with a dict: metrics={'name': metric, ...}."
-            )
-        named[name] = metric
-    return named
-
-
-def _name(metric: Any) -> str:
-    if isinstance(metric, functools.partial):
-        return _name(metric.func)
-    return str(getattr(metric, "__name__", None) or type(metric).__name__)
-
-
-def _is_object(metric: Any) -> bool:
-    return all(callable(getattr(metric, name, None)) for name in ("update", "compute", "reset"))
-
-
-class Scorer(Protocol):
-    """A metric over a split: started, fed batch by batch, asked once."""
-
-    def start(self, device: torch.device) -> None:
-        """Forget what was fed before."""
-
-    def add(self, outputs: Any, targets: Any) -> None:
-        """Take in one batch."""
-
-    def value(self) -> Any:
-        """The metric of all that was fed."""
-
-
-def scorer_for(metric: Any) -> Scorer:
-    """Choose how a metric is taken over a whole split."""
-    counts = counts_behind(metric)
-    if counts is not None:
-        return _Counted(counts)
-    return _Fed(metric) if _is_object(metric) else _Whole(metric)
-
-
-class _Counted:
-    """One of ours: (correct, counted) added over the batches, divided once."""
-
-    def __init__(self, counts: Callable[..., tuple[Tensor, Tensor]]) -> None:
-        self._counts = counts
-        self._mean = Mean()
-
-    def start(self, device: torch.device) -> None:
-        pass
-
-    def add(self, outputs: Any, targets: Any) -> None:
-        correct, counted = self._counts(outputs, targets)
-        self._mean.add_sum(correct, counted)
-
-    def value(self) -> float:
-        return self._mean.value()
-
-
-class _Fed:
-    """An object with update, compute and reset, as torchmetrics and torcheval have them."""
-
-    def __init__(self, metric: Any) -> None:
-        self._metric = metric
-
-    def start(self, device: torch.device) -> None:
-        if callable(getattr(self._metric, "to", None)):
-            self._metric.to(device)
-        self._metric.reset()
-
-    def add(self, outputs: Any, targets: Any) -> None:
-        self._metric.update(outputs, targets)
-
-    def value(self) -> Any:
-        return self._metric.compute()
-
-
-class _Whole:
-    """Any other function: only the whole split gives its exact value."""
-
-    def __init__(self, metric: Callable[..., Any]) -> None:
-        self._metric = metric
-        self._outputs: list[Tensor] = []
-        self._targets: list[Tensor] = []
-
-    def start(self, device: torch.device) -> None:
-        pass
-
-    def add(self, outputs: Any, targets: Any) -> None:
-        if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
-            raise TypeError(
-                f"the metric {_name(self._metric)!r} must get tensors to be called on the whole "
-                f"split, got outputs {type(outputs).__name__} and targets "
-                f"{type(targets).__name__}. Use an object with update, compute and reset."
-            )
-        self._outputs.append(outputs)
-        self._targets.append(targets)
-
-    def value(self) -> Any:
-        return self._metric(torch.cat(self._outputs), torch.cat(self._targets))
-
-
-def plain(value: Any) -> Any:
-    """Turn a tensor of one number into a float; anything else stays what it is."""
-    if isinstance(value, Tensor):
-        return value.item() if value.numel() == 1 else value
-    return value
 
 
 @dataclass(frozen=True)

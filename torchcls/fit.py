@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from torch.optim import Optimizer
 
 from torchcls.arguments import check_whole_number
 from torchcls.averaging import Count, Mean, averaging_of, wide
+from torchcls.checks.findings import Check, ContractError, check_choice
+from torchcls.checks.preflight import Preflight
 from torchcls.data.nearby import Nearby
 from torchcls.device import device_of, select_device, to_device
-from torchcls.evaluation import Evaluation, Metrics, measure, named_metrics
+from torchcls.evaluation import Evaluation, measure
 from torchcls.history import History, Record, header, row
 from torchcls.loops import (
     Device,
@@ -26,9 +28,10 @@ from torchcls.loops import (
     place,
 )
 from torchcls.modes import training
-from torchcls.optim import check_is_of, check_lr, check_optimizer, default_optimizer, pace_of
+from torchcls.optim import check_lr, check_optimizer, default_optimizer, pace_of
 from torchcls.pieces import MicroBatch, check_micro_batch, pieces_for
 from torchcls.precision import check_precision, precision_of
+from torchcls.scorers import Metrics, named_metrics
 from torchcls.step import Loss, Step
 
 _RESERVED = ("epoch", "train_loss", "smooth_loss", "valid_loss", "time")
@@ -48,6 +51,8 @@ def fit(
     device: Device = None,
     precision: str = "float32",
     micro_batch: MicroBatch = "auto",
+    check: Check = "error",
+    ignore: Collection[str] = (),
     progress: bool | None = None,
 ) -> History:
     """Train a model for some epochs, validate after each, and return the history.
@@ -79,6 +84,12 @@ def fit(
             torch's own layers that treat every sample by itself, with a loss that torchcls knows;
             everywhere else, and in another precision than float32, it leaves batches whole.
             ``history.micro_batch`` says what it chose.
+        check: What to do about what the preflight finds in model, loss, targets, metrics, optimizer
+            and data; see ``check``. It reads the first training step before the optimizer does, and
+            the loss and gradients of every step on the CPU. "error" raises ``ContractError`` where
+            something is certainly wrong and warns once of what almost certainly is; "warn" warns of
+            both; "off" does not look. ``history.findings`` keeps all of it, notes included.
+        ignore: Codes of findings to leave out, such as ``["valid-is-train"]``.
         progress: None shows a bar in a terminal and plain lines in a pipe; True and False force it
             on and off.
 
@@ -88,13 +99,17 @@ def fit(
     Raises:
         TypeError, ValueError: Before anything runs where an argument does not fit; at the batch
             where a batch does not.
+        ContractError: A ValueError: before the weights have moved where the preflight finds a
+            mistake; at the first batch whose loss or gradients are not finite, with the weights of
+            the step before it.
 
     Example:
         >>> import torch
         >>> from torchcls import Batches, accuracy, drawn_digits
         >>> train = Batches(*drawn_digits(200, classes=(0, 1)), batch_size=32, shuffle=True)
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(784, 2))
-        >>> history = fit(model, train, train, loss_fn=nn.CrossEntropyLoss(), epochs=2,
+        >>> valid = Batches(*drawn_digits(100, classes=(0, 1), seed=1), batch_size=100)
+        >>> history = fit(model, train, valid, loss_fn=nn.CrossEntropyLoss(), epochs=2,
         ...               metrics=[accuracy], progress=False)
         >>> list(history[-1])
         ['epoch', 'train_loss', 'smooth_loss', 'valid_loss', 'accuracy', 'time']
@@ -112,6 +127,8 @@ def fit(
         device=device,
         precision=precision,
         micro_batch=micro_batch,
+        check=check,
+        ignore=ignore,
         progress=progress,
     )
     for _ in run:
@@ -133,7 +150,7 @@ class Run:
     Example:
         >>> import torch
         >>> batches = [(torch.randn(8, 2), torch.randint(3, (8,)))]
-        >>> run = epochs(nn.Linear(2, 3), batches, batches, loss_fn=nn.CrossEntropyLoss(),
+        >>> run = epochs(nn.Linear(2, 3), batches, loss_fn=nn.CrossEntropyLoss(),
         ...              epochs=100, progress=False)
         >>> for epoch in run:
         ...     if epoch.epoch == 1:
@@ -157,6 +174,8 @@ class Run:
         device: Device = None,
         precision: str = "float32",
         micro_batch: MicroBatch = "auto",
+        check: Check = "error",
+        ignore: Collection[str] = (),
         progress: bool | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -164,6 +183,7 @@ class Run:
         check_whole_number("epochs", epochs, at_least=1)
         check_micro_batch(micro_batch, may_be_auto=True)
         check_precision(precision)
+        check_choice(check, ignore)
         _check_source(train, "train")
         if valid is not None:
             _check_source(valid, "valid")
@@ -190,7 +210,18 @@ class Run:
             steps=num_batches(train),
             has_valid=valid is not None,
         )
-        check_is_of(self.optimizer, model)
+        self._preflight = Preflight(
+            model,
+            loss_fn,
+            metrics,
+            self.optimizer,
+            train,
+            valid,
+            check=check,
+            ignore=ignore,
+            has_schedule=schedule is not None,
+            scales_loss=precision == "float16",
+        )
         # Everything is checked: from here on something changes.
         self._device = place(model, target, optimizer=self.optimizer)
         self._model, self._train, self._valid = model, train, valid
@@ -228,6 +259,7 @@ class Run:
             for name, value in found.metrics.items():  # a matrix, say, as nested lists
                 record[name] = value.tolist() if isinstance(value, Tensor) else value
         self._pace.after_epoch(record.get("valid_loss"))
+        self.history.findings = self._preflight.findings
         record["time"] = time.perf_counter() - started
         self.history.append(record)
         self._display.show(record)
@@ -243,12 +275,13 @@ class Run:
         with self._pass(valid, "valid", epoch) as batches:
             return measure(
                 self._model,
-                batches,
+                self._preflight.of_valid(batches),
                 self._loss_fn,
                 self._metrics,
                 self._device,
                 self._valid_pieces,
                 self._precision,
+                self._preflight.at_valid,
             )
 
     def _train_one_epoch(self, epoch: int) -> Mean:
@@ -257,21 +290,32 @@ class Run:
         loss_fn = loss_on(self._loss_fn, self._device)
         averaging = averaging_of(loss_fn)
         step = Step(self._model, loss_fn, averaging, self._pieces, self._precision)
-        mean = Mean()
+        mean, batch = Mean(), None
+        preflight = self._preflight
+        preflight.start_epoch(epoch)
         with (
             training(self._model),
             self._pace.during_epoch(epoch),
             self._pass(self._train, "train", epoch) as batches,
         ):
             self._pieces.renew(averaging)
-            for batch in batches:
-                batch = to_device(batch, self._device)
-                self._pace.before_step()
-                loss, count = step.take(batch, self.optimizer)
-                self._pace.after_step()
-                reported = wide(averaging.reported(loss, count))
-                mean.add(reported, count)
-                self._smooth.add(reported)
+            try:
+                for batch in batches:
+                    batch = to_device(batch, self._device)
+                    self._pace.before_step()
+                    loss, count = step.gradients(batch, self.optimizer)
+                    reported = wide(averaging.reported(loss, count))
+                    preflight.before_step(batch, step.seen, reported)
+                    step.update(self.optimizer)
+                    self._pace.after_step()
+                    mean.add(reported, count)
+                    self._smooth.add(reported)
+                    batch = None  # what the loader raises is no fault of this one
+            except ContractError:
+                raise
+            except Exception as failure:
+                preflight.explain(failure, batch)
+                raise
         self.history.micro_batch = self._pieces.size
         move_on(self._train)
         return mean

@@ -1,6 +1,6 @@
 """The table at the centre: what y is, and which activation, loss and decision go with it.
 
-``predict`` and the command line read this table; nobody else repeats it.
+``check``, ``predict`` and the command line read this table; nobody else repeats it.
 """
 
 from collections.abc import Callable
@@ -87,6 +87,46 @@ def table() -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def activation_within(loss: str) -> str | None:
+    """The activation that a loss applies by itself, or None.
+
+    Example:
+        >>> activation_within("cross_entropy"), activation_within("nll_loss")
+        ('softmax', None)
+    """
+    found = (head.activation for head in TABLE if head.loss_on_raw == loss)
+    return next((name for name in found if name != "none"), None)
+
+
+def activation_before(loss: str) -> str | None:
+    """The activation that a loss needs to have been applied, or None.
+
+    Example:
+        >>> activation_before("nll_loss"), activation_before("cross_entropy")
+        ('log_softmax', None)
+    """
+    for head in TABLE:
+        if head.loss_on_activated.split()[0] == loss:
+            return f"log_{head.activation}" if "log" in head.loss_on_activated else head.activation
+    return None
+
+
+def row_of(loss: str, outputs: Tensor) -> Head:
+    """The row of the table that a loss on outputs of this shape belongs to.
+
+    Example:
+        >>> row_of("binary_cross_entropy", torch.zeros(8, 1)).metric
+        'threshold_accuracy'
+    """
+    rows = [
+        head
+        for head in TABLE
+        if head.loss_on_raw == loss or head.loss_on_activated.split()[0] == loss
+    ]
+    has_columns = outputs.ndim > 1 and outputs.shape[1] > 1
+    return rows[-1] if has_columns else rows[0]
 
 
 def probabilities(outputs: Tensor, loss_fn: Callable[..., Any]) -> Tensor:

@@ -39,6 +39,7 @@ class History(Sequence[Record]):
     Attributes:
         micro_batch: Samples in a piece of the training batches, as asked for or as "auto" chose;
             None where they went whole.
+        findings: What the preflight had to say, notes included.
 
     Example:
         >>> history = History([Record(epoch=0, train_loss=0.5, valid_loss=0.25, time=1.25)])
@@ -52,6 +53,7 @@ class History(Sequence[Record]):
     def __init__(self, records: Sequence[Record] = (), *, micro_batch: int | None = None) -> None:
         self._records = list(records)
         self.micro_batch = micro_batch
+        self.findings: list[Any] = []
 
     def append(self, record: Record) -> None:
         """Add the record of one more epoch."""
@@ -63,7 +65,11 @@ class History(Sequence[Record]):
     def __getitem__(self, index: slice) -> "History": ...
     def __getitem__(self, index: int | slice) -> "Record | History":
         found = self._records[index]
-        return History(found, micro_batch=self.micro_batch) if isinstance(found, list) else found
+        if isinstance(found, Record):
+            return found
+        part = History(found, micro_batch=self.micro_batch)
+        part.findings = self.findings
+        return part
 
     def __len__(self) -> int:
         return len(self._records)

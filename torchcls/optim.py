@@ -110,16 +110,6 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def check_is_of(optimizer: Optimizer, model: nn.Module) -> None:
-    """Check that an optimizer holds parameters of the model at all."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if held.isdisjoint(id(parameter) for parameter in model.parameters()):
-        raise ValueError(
-            "optimizer must hold parameters of the model, got one that holds none of them. "
-            "Build it from model.parameters() of this very model."
-        )
-
-
 def one_cycle() -> Schedule:
     """fastai's one-cycle policy: a function of progress in [0, 1).
 

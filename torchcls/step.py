@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,21 @@ from torchcls.structure import num_samples
 Loss = Callable[[Any, Any], Any]
 
 
+@dataclass(slots=True)
+class Seen:
+    """What went through a step.
+
+    Attributes:
+        inputs: What the model was given.
+        targets: What the loss was given.
+        outputs: What the model gave, with its graph.
+    """
+
+    inputs: Any
+    targets: Any
+    outputs: Any
+
+
 class Step:
     """Takes the steps of one run or epoch: each on a batch, cut as ``pieces`` says.
 
@@ -34,6 +50,9 @@ class Step:
         averaging: How that loss averages.
         pieces: How a batch is cut.
         precision: What the model runs in.
+
+    Attributes:
+        seen: The first piece of a batch between its backward pass and the optimizer's step.
     """
 
     def __init__(
@@ -48,13 +67,23 @@ class Step:
         self._pieces = pieces
         self._precision = precision or Precision()
         self._is_trusted = averaging.name is not None  # another loss is tested where it is cut
+        self.seen = _NOTHING
 
     def take(self, batch: Pair, optimizer: Optimizer) -> tuple[Tensor, Count]:
         """Take one optimizer step on one batch; returns its loss and what the batch counts."""
-        _clear_gradients(optimizer)
-        loss, count = self.backward(batch)
-        self._precision.step(optimizer)
+        loss, count = self.gradients(batch, optimizer)
+        self.update(optimizer)
         return loss, count
+
+    def gradients(self, batch: Pair, optimizer: Optimizer) -> tuple[Tensor, Count]:
+        """The first half of a step: the gradients of one batch and no others."""
+        _clear_gradients(optimizer)
+        return self.backward(batch)
+
+    def update(self, optimizer: Optimizer) -> None:
+        """The second half: the optimizer steps."""
+        self.seen = _NOTHING
+        self._precision.step(optimizer)
 
     def backward(self, batch: Pair) -> tuple[Tensor, Count]:
         """Add a batch's gradients, piece by piece; returns its loss and what the batch counts."""
@@ -63,6 +92,7 @@ class Step:
             return self._backward_in_pieces(forward, pieces, batch)
         inputs, targets = pieces[0]
         outputs = self._precision.outputs(forward, inputs)
+        self.seen = Seen(inputs, targets, outputs)
         # The loss as it is: one piece keeps the very bits of the plain loop.
         loss, count = one_loss(self._loss_fn(outputs, targets), self._averaging.count(targets))
         loss = zero_where_nothing_counts(loss, outputs, count)
@@ -84,6 +114,8 @@ class Step:
         kept: list[Any] = []
         for i, ((inputs, targets), count) in enumerate(zip(pieces, counts, strict=True)):
             outputs = self._precision.outputs(forward, inputs)
+            if i == 0:
+                self.seen = Seen(inputs, targets, outputs)
             if averaging.is_elementwise:
                 _check_same_shape(outputs, targets)
             result = self._loss_fn(outputs, targets)
@@ -144,6 +176,9 @@ class Step:
         for module in (self._model, self._loss_fn):
             if isinstance(module, nn.Module):
                 yield from module.parameters()
+
+
+_NOTHING = Seen(None, None, None)
 
 
 def _leaves(loss: Tensor) -> Iterator[Tensor]:

@@ -75,10 +75,10 @@ def _list_images(folder: Path, digit: int) -> list[Path]:
     ]
     if not paths:
         raise ValueError(f"{class_folder} must hold at least one PNG image, got none.")
-    return sorted(paths, key=_by_number)
+    return sorted(paths, key=by_number)
 
 
-def _by_number(path: Path) -> tuple[list[str | int], str]:
+def by_number(path: Path) -> tuple[list[str | int], str]:
     """A sort key that puts 2.png before 10.png and img2.png before img10.png."""
     parts = re.split("([0-9]+)", path.stem)  # text and numbers take turns, text first
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name

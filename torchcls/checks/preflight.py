@@ -1,0 +1,302 @@
+"""The preflight of a run: a look before the first step, at it, and at what passes by later."""
+
+import math
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from torchcls.averaging import Count
+from torchcls.checks import contract, finite, graph, scores, sources, training
+from torchcls.checks.check import check as check_batch
+from torchcls.checks.findings import Check, Finding, act_on, error
+from torchcls.checks.untouched import untouched
+from torchcls.losses import recognise
+from torchcls.scorers import Metrics, named_metrics
+from torchcls.step import Loss, Seen
+
+_KEPT = "The weights are those after the last good step."
+
+
+class Preflight:
+    """Looks at a run as it goes: raises for what is wrong, warns of doubts, keeps notes.
+
+    Args:
+        model: The model.
+        loss_fn: Its loss.
+        metrics: What is measured on ``valid``.
+        optimizer: The optimizer.
+        train: The training batches.
+        valid: The validation batches, or None.
+        check: "error" raises ``ContractError`` for errors and warns of doubts, "warn" warns of
+            both, "off" looks at nothing.
+        ignore: Codes of findings that are left out.
+        has_schedule: Whether something sets the learning rate.
+        scales_loss: Whether steps whose gradients overflow are skipped anyway.
+
+    Attributes:
+        findings: What was found so far and not ignored.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Loss,
+        metrics: Metrics,
+        optimizer: Optimizer,
+        train: Any,
+        valid: Any,
+        *,
+        check: Check,
+        ignore: Collection[str],
+        has_schedule: bool,
+        scales_loss: bool,
+    ) -> None:
+        self._model, self._loss_fn, self._metrics = model, loss_fn, metrics
+        self._optimizer, self._train, self._valid = optimizer, train, valid
+        self._check, self._ignore = check, frozenset(ignore)
+        self._looks_at_gradients = not scales_loss
+        self.findings: list[Finding] = []
+        self._epoch, self._batch = 0, -1
+        self._has_seen_step, self._has_seen_valid = False, valid is None
+        self._first_inputs: Any = None  # some of the first batch, until validation was seen
+        self._order = _Order()
+        if check != "off":
+            static = training.findings_of(model, loss_fn, optimizer, has_schedule=has_schedule)
+            self._settle([*static, *contract.options_of(loss_fn)])
+            self._settle(sources.findings_of(train, valid))
+
+    def _settle(self, findings: Iterable[Finding]) -> None:
+        new = [finding for finding in findings if finding not in self.findings]
+        self.findings += act_on(new, self._check, self._ignore)
+
+    # -------------------------------------------------------------- training
+
+    def start_epoch(self, epoch: int) -> None:
+        """Begin to count the batches of an epoch."""
+        self._epoch, self._batch = epoch, -1
+
+    def before_step(self, batch: tuple[Any, Any], seen: Seen, loss: Count) -> None:
+        """Look at a step between its backward pass and the optimizer's step.
+
+        Args:
+            batch: The batch.
+            seen: Its first piece, which is all of it where it was not cut.
+            loss: Its loss: a number on the CPU; elsewhere a tensor, at which nobody looks here.
+        """
+        self._batch += 1
+        if self._check == "off":
+            return
+        if not self._has_seen_step and not _is_empty(seen):
+            self._has_seen_step = True
+            self._first_step(batch, seen, loss)
+        if self._epoch == 0:
+            self._passing_by(batch[1], seen.outputs)
+        if isinstance(loss, (int, float)):
+            self._numbers(batch, seen, loss)
+
+    def _first_step(self, batch: tuple[Any, Any], seen: Seen, loss: Count) -> None:
+        outputs, model, loss_fn = seen.outputs, self._model, self._loss_fn
+        found = contract.findings_of(seen, loss_fn)
+        found += scores.loss_findings(loss_fn, outputs, seen.targets)
+        found += training.gradient_findings(
+            (id(p) for p in model.parameters() if p.grad is not None), model, self._optimizer
+        )
+        found += self._scores(outputs, seen.targets)
+        for source in (self._train, self._valid):
+            targets = sources.targets_of(source)
+            if targets is not None:
+                found += sources.target_range(targets, outputs, loss_fn)
+        if isinstance(outputs, Tensor):
+            found += _last_batch(self._train, outputs)
+        if isinstance(loss, (int, float)):
+            found += sources.unscaled_pixels(seen.inputs, outputs, loss, loss_fn)
+        valid = sources.some_rows(self._valid)
+        if valid is not None and sources.some_rows(self._train) is not None:
+            self._has_seen_valid = True
+            found += sources.scale_findings(seen.inputs, valid[0])
+        elif not self._has_seen_valid and isinstance(seen.inputs, Tensor):
+            self._first_inputs = seen.inputs[:64].clone() if seen.inputs.ndim else None
+        self._settle(found)
+
+    def _scores(self, outputs: Any, targets: Any) -> list[Finding]:
+        """Try the metrics on targets of the form that validation has."""
+        if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or not outputs.ndim:
+            return []
+        valid = sources.some_rows(self._valid)
+        if valid is not None:
+            targets = valid[1].to(outputs.device)
+            n = min(len(outputs), len(targets))
+            outputs, targets = outputs[:n], targets[:n]
+        elif targets.is_floating_point() and outputs.ndim > 1 and outputs.shape[1] > 1:
+            known = recognise(self._loss_fn)
+            if known is None or known.name == "cross_entropy":
+                return []  # soft rows, as mixup makes them: validation may have class ids
+        elif outputs.ndim > 1 and outputs.shape[1] > 1:
+            targets = torch.zeros_like(targets)  # values, such as an ignore_index, may differ there
+        named = named_metrics(self._metrics)
+        return scores.findings_of(named, outputs, targets, self._loss_fn, is_asked=False)
+
+    def _passing_by(self, targets: Any, outputs: Any) -> None:
+        if not isinstance(targets, Tensor) or targets.device.type != "cpu":
+            return
+        if targets.is_floating_point():
+            if sources.targets_of(self._train) is None:
+                found = list(sources.target_range(targets, outputs, self._loss_fn))
+                if found:
+                    self._settle(found)
+        elif self._order.may_be_sorted:
+            self._order.add(targets)
+
+    def _numbers(self, batch: tuple[Any, Any], seen: Seen, loss: float) -> None:
+        where = f"batch {self._batch} of epoch {self._epoch} (both counted from 0)"
+        if not math.isfinite(loss):
+            outputs = self._outputs(batch, seen)
+            self._settle(
+                [
+                    finite.why_not_finite(
+                        "non-finite-loss", where, loss, *batch, outputs, self._model, _KEPT
+                    )
+                ]
+            )
+        elif self._looks_at_gradients:
+            held = [p for group in self._optimizer.param_groups for p in group["params"]]
+            if not finite.is_finite(p.grad for p in held):
+                bad = [
+                    name
+                    for name, p in self._model.named_parameters()
+                    if p.grad is not None and not finite.is_finite([p.grad])
+                ]
+                self._settle([finite.why_gradient(where, bad, _KEPT)])
+
+    def _outputs(self, batch: tuple[Any, Any], seen: Seen) -> Any:
+        """The outputs of the whole batch: of one that was cut, only the first piece was kept."""
+        if seen.inputs is batch[0]:
+            return seen.outputs
+        with untouched(self._model):
+            return self._model(batch[0])
+
+    def end_epoch(self, loss: float) -> None:
+        """Look at the mean loss of an epoch: on an accelerator the first that anybody sees.
+
+        Args:
+            loss: The mean; NaN, too, where nothing counted.
+        """
+        if self._check == "off":
+            return
+        if self._epoch == 0 and self._order.is_sorted:
+            self._settle([sources.sorted_note()])
+        if not math.isfinite(loss) and not any(f.code == "non-finite-loss" for f in self.findings):
+            self._settle(
+                [
+                    error(
+                        "non-finite-loss",
+                        f"The loss of epoch {self._epoch} is {loss:g}, and on an accelerator "
+                        "nobody looked before its end. Train on the CPU for an epoch, where the "
+                        "batch is named and the weights before it are kept.",
+                    )
+                ]
+            )
+
+    def nothing_counted(self) -> None:
+        """Say that no target of an epoch counted."""
+        self._settle(
+            [
+                error(
+                    "all-ignored",
+                    f"No target of epoch {self._epoch} counts: each is ignore_index, or has class "
+                    "weight 0. Look at how the labels were read.",
+                )
+            ]
+        )
+
+    # -------------------------------------------------------------- validation
+
+    def of_valid(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Hand the validation batches on, and compare the first one with training."""
+        for batch in batches:
+            if not self._has_seen_valid and self._check != "off":
+                self._has_seen_valid = True
+                self._settle(sources.scale_findings(self._first_inputs, batch[0]))
+                self._first_inputs = None
+            yield batch
+
+    def at_valid(self, number: int, loss: float, batch: tuple[Any, Any], outputs: Any) -> None:
+        """Look at the loss of a validation batch."""
+        if math.isfinite(loss) or self._check == "off":
+            return
+        if any(finding.code == "non-finite-valid-loss" for finding in self.findings):
+            return
+        where = f"validation batch {number} of epoch {self._epoch} (both counted from 0)"
+        self._settle(
+            [
+                finite.why_not_finite(
+                    "non-finite-valid-loss",
+                    where,
+                    loss,
+                    *batch,
+                    outputs,
+                    self._model,
+                    "The weights are those after this epoch.",
+                )
+            ]
+        )
+
+    # -------------------------------------------------------------- failure
+
+    def explain(self, failure: Exception, batch: Any) -> None:
+        """Say why a step failed, where that can be told; the caller raises the failure on."""
+        if batch is None or self._check == "off" or isinstance(failure, torch.OutOfMemoryError):
+            return
+        try:
+            found = check_batch(self._model, batch, self._loss_fn)
+        except Exception:  # what stands in the way of looking is the failure itself
+            return
+        unexplained = ("forward-fails", "loss-fails")
+        errors = [f for f in found if f.severity == "error" and f.code not in unexplained]
+        try:
+            self._settle(errors)
+        except ValueError as contract_error:
+            raise contract_error from failure
+
+
+def _is_empty(seen: Seen) -> bool:
+    """Whether a batch held no sample: nothing can be seen at it."""
+    outputs = seen.outputs
+    return outputs is None or (isinstance(outputs, Tensor) and outputs.numel() == 0)
+
+
+class _Order:
+    """Whether class ids come sorted over a whole epoch."""
+
+    def __init__(self) -> None:
+        self.may_be_sorted = True
+        self._first: int | None = None
+        self._last: int | None = None
+
+    @property
+    def is_sorted(self) -> bool:
+        return self.may_be_sorted and self._first != self._last
+
+    def add(self, ids: Tensor) -> None:
+        if ids.ndim != 1 or not len(ids):
+            self.may_be_sorted = False
+            return
+        if self._last is None:
+            self._first = self._last = int(ids[0])
+        rising = bool((ids[1:] >= ids[:-1]).all()) and int(ids[0]) >= self._last
+        self.may_be_sorted = rising
+        self._last = int(ids[-1])
+
+
+def _last_batch(train: Any, outputs: Tensor) -> Iterator[Finding]:
+    last = sources.last_batch_of_one(train)
+    if last is not None and graph.normalises_single_values(outputs):
+        n, size = last
+        yield error(
+            "last-batch",
+            f"The last batch has 1 sample ({n} samples, batch size {size}), and BatchNorm cannot "
+            "train on it. Use drop_last=True, or another batch size.",
+        )

@@ -1,0 +1,358 @@
+"""Images in folders, one folder per class."""
+
+import io
+import operator
+import os
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from torchcls.data.idx import quote_start
+from torchcls.data.png import by_number
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_SUFFIXES = frozenset(
+    [".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm"]
+)
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_STARTS = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|BM|GIF8|II\*\0|MM\0\*|RIFF....WEBP|P[1-6]\s", flags=re.DOTALL
+)
+# What is written before the pixels of a PPM or PGM: P6, width, height and the largest value, with
+# comments between; the group holds the last number.
+_LARGEST_IN_PPM = re.compile(rb"P[2356](?:(?:\s|#[^\r\n]*[\r\n])+(\d+)){3}")
+_BITS_PER_SAMPLE = 258  # the tag in a TIFF
+_DROPPINGS = frozenset(["thumbs.db", "desktop.ini", "__macosx"])
+_SPLITS = frozenset(
+    ["train", "training", "valid", "val", "validation", "test", "testing", "dev", "eval"]
+)
+_COLOURS = {"L": "grey", "LA": "grey with alpha", "RGB": "RGB", "RGBA": "RGBA"}
+
+
+class _Kind(NamedTuple):
+    mode: str  # a letter for each channel
+    bits: int
+
+    def __str__(self) -> str:
+        channels = f"{len(self.mode)} channel{'s' if len(self.mode) > 1 else ''}"
+        return f"{channels} ({self.bits}-bit {_COLOURS[self.mode]})"
+
+
+class ImageFolder(Dataset[tuple[Tensor, int]]):
+    """The images below a folder and the class of each; ``image_folder`` makes it.
+
+    ``dataset[i]`` reads image i from its file, as float32 in [0, 1] of shape (C, H, W), and gives
+    it together with its target, an int. The first read of all also looks at image 0, since the
+    others must be of its kind: as many channels, and 16 bits each or not.
+
+    Args:
+        paths: The files.
+        targets: The class of each, int64, shape (N,).
+        classes: The name of each class.
+
+    Attributes:
+        paths: As given, and so are ``targets`` and ``classes``.
+
+    Raises:
+        ValueError: On reading, if a file holds no whole image, more than one, one of a kind that
+            cannot be read without loss, or one of another kind than image 0.
+
+    Example:
+        See ``image_folder``.
+    """
+
+    def __init__(self, paths: list[Path], targets: Tensor, classes: tuple[str, ...]) -> None:
+        self.paths = paths
+        self.targets = targets
+        self.classes = classes
+        self._kind: _Kind | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[Tensor, int]:
+        row = operator.index(index)
+        path = self.paths[row]
+        if self._kind is None:
+            self._kind = _read_image(self.paths[0])[1]
+        image, kind = _read_image(path)
+        if kind != self._kind:
+            remedy = "Store all images with the same number of bits."
+            if kind.bits == self._kind.bits:
+                remedy = f'Convert it, like Image.open(path).convert("{self._kind.mode}").'
+            raise ValueError(
+                f"{path} must have {self._kind} like the first image, {self.paths[0]}, "
+                f"got {kind}. {remedy}"
+            )
+        return image, int(self.targets[row])
+
+
+def image_folder(
+    root: str | os.PathLike[str], *, classes: Sequence[str] | None = None
+) -> ImageFolder:
+    """Images in one folder per class, as a dataset that reads them when they are asked for.
+
+    An image counts with the folder of its class, however deep below it lies. The order is class
+    by class and by path within a class, numbers by value: 2.png comes before 10.png. Files
+    without the suffix of an image, hidden files and folders, ``Thumbs.db``, ``desktop.ini`` and
+    ``__MACOSX`` are passed over; links to folders are followed for the folder of a class only.
+
+    Every split gets the same ids: where ``root`` has the name of a split (train, training, valid,
+    val, validation, test, testing, dev, eval), the classes are those of all such folders beside
+    it, too, so a class that one split lacks does not shift the others.
+
+    Images are read for what they are: grey gives one channel, RGB three, an alpha channel one
+    more. 1-bit images give 0 and 1, palettes give RGB, or RGBA where they hold transparency,
+    and what EXIF says about the orientation is applied. 8-bit values are divided by 255, 16-bit
+    ones, which only grey may have, by 65535. Nothing is resized.
+
+    Args:
+        root: The folder that holds the folders of the classes.
+        classes: The names of the folders; targets are positions in it. None takes all folders,
+            sorted by name, or by value where all names are numbers.
+
+    Returns:
+        A map-style dataset of pairs ``(image, target)``: float32 in [0, 1], shape (C, H, W), and
+        an int. Its ``classes`` are the names, ``paths`` the files and ``targets`` all ids, int64,
+        shape (N,).
+
+    Raises:
+        TypeError: If ``classes`` is no sequence of names.
+        FileNotFoundError: If ``root`` is not there.
+        ValueError: If ``root`` is a file, holds no folders or splits instead of classes, a folder
+            holds no image or is none of ``classes``, or ``classes`` are none or not distinct. What
+            is wrong with an image is found when it is read; see ``ImageFolder``.
+
+    Example:
+        >>> import tempfile  # write an all-white cat and an all-black dog of 3 x 2 pixels
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name, value in (("cat", 255), ("dog", 0)):
+        ...     (folder / name).mkdir()
+        ...     size = (folder / name / "1.pgm").write_bytes(b"P5 3 2 255 " + bytes([value] * 6))
+        >>> dataset = image_folder(folder)
+        >>> dataset.classes, dataset.targets
+        (('cat', 'dog'), tensor([0, 1]))
+        >>> dataset[0]
+        (tensor([[[1., 1., 1.], [1., 1., 1.]]]), 0)
+
+        Images of one size fit into tensors in memory; otherwise a ``DataLoader`` takes the
+        dataset as it is, with a ``collate_fn`` that resizes where sizes differ:
+
+        >>> import torchcls as tc
+        >>> from torch.utils.data import DataLoader, default_collate
+        >>> train = tc.Batches(*default_collate(list(dataset)), batch_size=64, shuffle=True)
+        >>> train.inputs.shape, train.targets
+        (torch.Size([2, 1, 2, 3]), tensor([0, 1]))
+        >>> train = DataLoader(dataset, batch_size=64, shuffle=True)
+    """
+    names = None if classes is None else _check_classes(classes)
+    folder = Path(root).expanduser()
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"root must be a folder with one folder per class, got {folder}, which is not there."
+        )
+    if not folder.is_dir():
+        raise ValueError(f"root must be a folder, got the file {folder}. Unpack it if packed.")
+    class_folders = {path.name: path for path in _list_folders(folder)}
+    _check_class_folders(folder, class_folders, names)
+    if names is None:
+        names = _sort_classes({path.name for split in _splits(folder) for path in split})
+    paths, targets = [], []
+    for target, name in enumerate(names):
+        found = _list_images(class_folders[name]) if name in class_folders else []
+        paths += found
+        targets += [target] * len(found)
+    return ImageFolder(paths, torch.tensor(targets), names)
+
+
+def _check_classes(classes: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(classes, (str, bytes)) or not isinstance(classes, Iterable):
+        raise TypeError(
+            f"classes must be a sequence of names, got {classes!r}. Write classes=('cat', 'dog')."
+        )
+    names = tuple(classes)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"classes must be names of folders, got {name!r} in {names}.")
+    if not names:
+        raise ValueError("classes must name at least one class, got none.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"classes must be distinct, got {names}.")
+    return names
+
+
+def _check_class_folders(
+    root: Path, folders: dict[str, Path], classes: tuple[str, ...] | None
+) -> None:
+    if not folders:
+        images = sum(map(_is_image, root.iterdir()))
+        there = f"{images} images directly in {root}" if images else f"{root} with no folder in it"
+        raise ValueError(
+            f"root must hold one folder per class with its images, got {there}. "
+            "Move the images of each class into a folder with its name."
+        )
+    strange = [name for name in sorted(folders) if name not in (classes or folders)]
+    if (strange or classes is None) and _holds_splits(folders):
+        training = [path for name, path in folders.items() if name.lower().startswith("train")]
+        raise ValueError(
+            f"root must hold one folder per class, got {root} with the splits "
+            f"{', '.join(sorted(folders))}. Pass {(training or sorted(folders.values()))[0]}."
+        )
+    if strange:
+        raise ValueError(
+            f"classes must name every folder in root, got {classes} but {folders[strange[0]]} "
+            f"({len(strange)} of {len(folders)} folders are left out). "
+            "Add the class or delete the folder."
+        )
+
+
+def _holds_splits(folders: dict[str, Path]) -> bool:
+    """Whether these are splits; a single folder is one only if it holds nothing but folders."""
+    if not all(name.lower() in _SPLITS for name in folders):
+        return False
+    return len(folders) > 1 or all(
+        any(map(_is_seen, path.iterdir()))
+        and all(below.is_dir() for below in path.iterdir() if _is_seen(below))
+        for path in folders.values()
+    )
+
+
+def _splits(root: Path) -> list[list[Path]]:
+    """The folders in ``root`` and, where it is a split, in the other splits beside it."""
+    here = Path(os.path.abspath(root))  # so that "." has a name, and a link keeps its own
+    if here.name.lower() not in _SPLITS:
+        return [_list_folders(root)]
+    beside = [path for path in _list_folders(here.parent) if path.name.lower() in _SPLITS]
+    return [_list_folders(path) for path in beside]
+
+
+def _sort_classes(names: Iterable[str]) -> tuple[str, ...]:
+    by_name = sorted(names)
+    if all(name.isdecimal() for name in by_name):
+        return tuple(sorted(by_name, key=int))
+    return tuple(by_name)
+
+
+def _is_seen(path: Path) -> bool:
+    return not path.name.startswith(".") and path.name.lower() not in _DROPPINGS
+
+
+def _is_image(path: Path) -> bool:
+    return _is_seen(path) and path.suffix.lower() in _SUFFIXES
+
+
+def _list_folders(root: Path) -> list[Path]:
+    return [path for path in root.iterdir() if _is_seen(path) and path.is_dir()]
+
+
+def _list_images(class_folder: Path) -> list[Path]:
+    paths = []
+    for folder, folders, files in os.walk(class_folder):
+        folders[:] = [name for name in folders if _is_seen(Path(name))]
+        paths += [path for path in (Path(folder, name) for name in files) if _is_image(path)]
+    if not paths:
+        raise ValueError(
+            f"{class_folder} must hold at least one image, got none. "
+            "Add images or delete the folder."
+        )
+
+    def folder_by_folder(path: Path) -> list[tuple[list[str | int], str]]:
+        *folders, name = path.relative_to(class_folder).parts
+        # With a suffix to drop, or v1.10 would be sorted as v1.
+        return [by_number(Path(f"{part}.folder")) for part in folders] + [by_number(Path(name))]
+
+    return sorted(paths, key=folder_by_folder)
+
+
+def _read_image(path: Path) -> tuple[Tensor, _Kind]:
+    """The image, float32 (C, H, W) in [0, 1], and its kind; 1-bit images count as 8-bit."""
+    image, bits = _decode(path, path.read_bytes())
+    mode = image.mode
+    if mode in ("P", "PA"):
+        mode = "RGBA" if mode == "PA" or "transparency" in image.info else "RGB"
+        image = image.convert(mode)
+    pixels = np.array(image)
+    if (mode == "I" and pixels.min() >= 0 and pixels.max() <= 65535) or (
+        mode in ("I;16", "I;16B", "I;16L") and bits == 16
+    ):
+        kind, largest = _Kind("L", 16), 65535
+    elif mode == "1":
+        kind, largest = _Kind("L", 8), 1
+    elif mode in _COLOURS and bits <= 8:
+        kind, largest = _Kind(mode, 8), 255
+    else:
+        remedy = "Store it with 8 bits per channel."
+        if mode in ("CMYK", "YCbCr", "HSV", "RGBX"):
+            remedy = 'Convert it, like Image.open(path).convert("RGB").'
+        raise ValueError(
+            f"{path} must be 8-bit grey or RGB, with or without alpha, or 16-bit grey, "
+            f"got {bits}-bit {_COLOURS.get(mode, mode)}. {remedy}"
+        )
+    tensor = torch.from_numpy(pixels.astype(np.float32)).div_(largest)
+    return (tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()), kind
+
+
+def _decode(path: Path, data: bytes) -> "tuple[Image.Image, int]":
+    """The image, turned upright, and the bits per channel in the file."""
+    from PIL import Image, ImageFile, ImageOps
+
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ValueError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES must be False, got True: "
+            "cut-off images would be read as whole ones. Set it to False."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                # A photograph of several pictures (MPO) starts with the one that is shown.
+                frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+                image.verify()  # the checksums of a PNG; decoding skips them
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                bits = _bits_per_channel(image, data)
+                # A TIFF turns itself when it is loaded; Pillow 10 would turn it twice.
+                is_tiff = image.format == "TIFF"
+                upright = image.copy() if is_tiff else ImageOps.exif_transpose(image)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path} must be an image of at most {Image.MAX_IMAGE_PIXELS} pixels, got more. "
+            "Make it smaller, or set PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged bytes Pillow raises whatever comes up
+        if not _STARTS.match(data):
+            raise ValueError(
+                f"{path} must be an image, got {quote_start(data)}. Replace or delete it."
+            ) from error
+        raise ValueError(
+            f"{path} must be a whole image, got a cut-off or damaged one of {len(data)} bytes. "
+            "Replace or delete it."
+        ) from error
+    if frames > 1:
+        raise ValueError(
+            f"{path} must be a single image, got {frames} frames. Store each in a file of its own."
+        )
+    return upright, bits
+
+
+def _bits_per_channel(image: Any, data: bytes) -> int:
+    """As stored: Pillow reads 16-bit colours without a word as 8-bit ones."""
+    if image.format == "PNG":
+        return data[24]
+    if image.format == "TIFF":
+        return int(max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))))
+    largest = _LARGEST_IN_PPM.match(data)
+    if largest is not None:
+        return 8 if int(largest[1]) <= 255 else 16
+    return 32 if image.mode in ("I", "F") else 8
