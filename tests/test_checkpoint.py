@@ -422,6 +422,15 @@ def test_the_kind_of_an_error_is_kept(path, monkeypatch):
         save_checkpoint(path)
 
 
+def test_an_error_without_a_number_keeps_its_words(path, monkeypatch):
+    def broken(*_):
+        raise OSError("the store is offline")
+
+    monkeypatch.setattr(os, "replace", broken)
+    with pytest.raises(OSError, match=r"model\.pt must be writable, got: the store is offline\."):
+        save_checkpoint(path)
+
+
 def test_a_size_limit_of_the_system_leaves_everything_as_it_was(path):
     save_checkpoint(path, epoch=1)
     content = path.read_bytes()

@@ -261,6 +261,10 @@ class Mean:
         self._numerator.add(numerator)
         self._denominator.add(count)
 
+    def counted(self) -> float:
+        """What all parts count together. Waits for an accelerator."""
+        return self._denominator.value()
+
     def value(self) -> float:
         """The mean of all parts; NaN when nothing counted. Waits for an accelerator."""
         denominator = self._denominator.value()

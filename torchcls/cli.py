@@ -1,23 +1,22 @@
-"""The command ``torchcls``: train the lecture's network and write down what came of it."""
+"""The command ``torchcls``: train the lecture's network, or look for mistakes before it is."""
 
 import argparse
 import dataclasses
-import functools
 import itertools
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import torchcls as tc
 from torchcls import plots
-
-Split = tuple[Tensor, Tensor]
+from torchcls.task import HEADS, Task, task_of
 
 
 def console() -> NoReturn:
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     try:
-        return _train(options)
+        return int(options.run(options))
     except BrokenPipeError:  # an OSError too, but no bad input
         raise
     except (OSError, ValueError) as error:
@@ -59,33 +58,49 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser(
         "train",
-        help="train the lecture's network on digits",
-        description="Train Conv2d(1,16,5) ReLU MaxPool2d(2) Flatten Linear(2304,k) on digits. "
+        help="train the lecture's network on images",
+        description="Train Conv2d(c,16,5) ReLU MaxPool2d(2) Flatten Linear(n,k) on images. "
         "Without arguments it draws its own digits and needs no network.",
         formatter_class=_Defaults,
     )
+    train.set_defaults(run=_train)
+    _add_task(train)
     add = train.add_argument
+    add("--epochs", type=_positive, default=10, help="passes over the training images")
+    add("--lr", type=float, default=1e-3, help="learning rate")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: the accelerator that is there)")
+    add("--out", metavar="FOLDER", help="where to write (default: the first free torchcls-out)")
+    check = commands.add_parser(
+        "check",
+        help="look for mistakes in the data, without training",
+        description="Read all images, look at both splits and at one training step, and say what "
+        "is wrong. Exit status: 0; 1 where an error was found; 2 where the data cannot be read.",
+        formatter_class=_Defaults,
+    )
+    check.set_defaults(run=_check)
+    _add_task(check)
+    return parser
+
+
+def _add_task(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--data",
         default="drawn",
         metavar="drawn|mnist|PATH",
-        help="drawn digits; MNIST, downloaded where it is not there yet; or a folder with MNIST as "
-        "IDX files (raw or .gz) or as PNG folders (training/testing or train/test)",
+        help="drawn digits; MNIST, downloaded where it is not there yet; a folder with MNIST as "
+        "IDX files (raw or .gz) or as PNG folders (training/testing or train/test); or a folder "
+        "with a folder of images for each class in train and valid (or test)",
     )
-    add("--classes", type=_digits, metavar="0,1,2", help="the digits to tell apart (default: all)")
+    add("--classes", type=_names, metavar="0,1,2", help="the classes to tell apart (default: all)")
     add(
         "--head",
-        choices=("multiclass", "onehot", "binary"),
+        choices=tuple(HEADS),
         default="multiclass",
-        help="class ids, one-hot rows, or one sigmoid for two digits",
+        help="class ids, one-hot rows, or one sigmoid for two classes",
     )
-    add("--epochs", type=_positive, default=10, help="passes over the training images")
     add("--batch-size", type=_positive, default=128, help="images in a step")
-    add("--lr", type=float, default=1e-3, help="learning rate")
     add("--seed", type=int, default=0, help="of the weights, the order and the drawn digits")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: the accelerator that is there)")
-    add("--out", metavar="FOLDER", help="where to write (default: the first free torchcls-out)")
-    return parser
 
 
 def _positive(text: str) -> int:
@@ -102,61 +117,43 @@ class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def _digits(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be digits like 0,1,2, got {text!r}") from None
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"must be names like 0,1,2, got {text!r}")
+    return names
 
 
 def _train(options: argparse.Namespace) -> int:
     device = tc.select_device(options.device)
-    classes = _classes(options)
-    train, valid = _data(options, classes)
-    head = _HEADS[options.head]
+    task = task_of(options.data, options.classes, options.head, options.seed)
     torch.manual_seed(options.seed)
-    model = nn.Sequential(
-        nn.Conv2d(1, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(2304, 1 if options.head == "binary" else len(classes)),
-    )
-    images, ids = valid
-    valid_batches = tc.Batches(images, head.targets(ids, len(classes)), batch_size=1000)
+    model = task.model()
+    valid = task.batches(task.valid, 1000)
     run = tc.epochs(
         model,
-        tc.Batches(
-            train[0],
-            head.targets(train[1], len(classes)),
-            batch_size=options.batch_size,
-            shuffle=True,
-            seed=options.seed,
-        ),
-        valid_batches,
-        loss_fn=head.loss_fn,
+        task.batches(task.train, options.batch_size, shuffle=True, seed=options.seed),
+        valid,
+        loss_fn=task.head.loss_fn,
         epochs=options.epochs,
-        metrics=head.metrics,
+        metrics=task.head.metrics,
         lr=options.lr,
         device=device,
     )
     out = _out_folder(options.out)
-    print(
-        f"{options.data} digits {', '.join(map(str, classes))}: {len(train[1])} training and "
-        f"{len(ids)} validation images, {options.head} head, on {device}"
-    )
+    print(f"{_described(task)}, {options.head} head, on {device}")
     try:
         for _ in run:
             pass
     except KeyboardInterrupt:
         print(f"stopped by Ctrl-C after {len(run.history)} of {options.epochs} epochs")
     if run.history:
-        predictions = tc.predict(model, valid_batches, loss_fn=head.loss_fn)
+        predictions = tc.predict(model, valid, loss_fn=task.head.loss_fn)
         # The class ids again in place of what the loss was given: rows of 0 and 1, say.
-        predictions = dataclasses.replace(predictions, targets=ids)
-        predictions.to_csv(out / "predictions.csv", classes=classes)
+        predictions = dataclasses.replace(predictions, targets=task.valid[1])
+        predictions.to_csv(out / "predictions.csv", classes=task.classes)
         written = ["predictions.csv", *_write(run.history, model, out)]
-        metric = next(iter(head.metrics))
+        metric = next(iter(task.head.metrics))
         print(
             f"reached {metric} {run.history[-1][metric]:.4f}, valid_loss "
             f"{run.history[-1].valid_loss:.4f} after {len(run.history)} epochs; "
@@ -165,69 +162,36 @@ def _train(options: argparse.Namespace) -> int:
     return 0 if len(run.history) == options.epochs else 130
 
 
-def _id_targets(ids: Tensor, num_classes: int) -> Tensor:
-    return ids
+def _described(task: Task) -> str:
+    return f"{task.name}: {len(task.train[1])} training and {len(task.valid[1])} validation images"
 
 
-def _onehot_targets(ids: Tensor, num_classes: int) -> Tensor:
-    return tc.one_hot(ids, num_classes).float()
-
-
-def _column_targets(ids: Tensor, num_classes: int) -> Tensor:
-    return ids.float().reshape(-1, 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Head:
-    """What ``--head`` stands for: a loss, the form of its targets, and what to measure."""
-
-    loss_fn: nn.Module
-    targets: Callable[[Tensor, int], Tensor]
-    metrics: dict[str, Any]
-
-
-_HEADS = {
-    "multiclass": _Head(
-        nn.CrossEntropyLoss(),
-        _id_targets,
-        {"accuracy": tc.accuracy, "error_rate": tc.error_rate},
-    ),
-    "onehot": _Head(
-        nn.CrossEntropyLoss(),
-        _onehot_targets,
-        {"accuracy": tc.accuracy, "multilabel_accuracy": tc.multilabel_accuracy},
-    ),
-    "binary": _Head(
-        nn.BCEWithLogitsLoss(),
-        _column_targets,
-        {"threshold_accuracy": functools.partial(tc.threshold_accuracy, from_logits=True)},
-    ),
-}
-
-
-def _classes(options: argparse.Namespace) -> tuple[int, ...]:
-    if options.head == "binary":
-        classes = options.classes or (0, 1)
-        if len(classes) != 2:
-            raise ValueError(
-                f"--classes must name two digits for --head binary, got {len(classes)}. "
-                "Write --classes 0,1."
-            )
-        return classes
-    classes = options.classes or tuple(range(10))
-    if len(classes) < 2:
-        raise ValueError("--classes must name at least two digits, got 1. Write --classes 0,1.")
-    return classes
-
-
-def _data(options: argparse.Namespace, classes: tuple[int, ...]) -> tuple[Split, Split]:
-    if options.data == "drawn":
-        # Two seeds that no other --seed shares: no digit is drawn for both splits.
-        train = tc.drawn_digits(6000, classes=classes, seed=2 * options.seed)
-        return train, tc.drawn_digits(1000, classes=classes, seed=2 * options.seed + 1)
-    if options.data == "mnist":
-        return tc.mnist(classes=classes, download=True)
-    return tc.mnist(options.data, classes=classes)
+def _check(options: argparse.Namespace) -> int:
+    task = task_of(options.data, options.classes, options.head, options.seed)
+    print(f"{_described(task)}, {options.head} head")
+    torch.manual_seed(options.seed)
+    model = task.model()
+    train = task.batches(task.train, options.batch_size, shuffle=True, seed=options.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # all of them are printed below
+        run = tc.epochs(
+            model,
+            train,
+            task.batches(task.valid, 1000),
+            loss_fn=task.head.loss_fn,
+            metrics=task.head.metrics,
+            device="cpu",
+            check="warn",
+        )
+    found = [
+        *run.history.findings,  # of the data as a whole
+        *tc.check(model, next(iter(train)), task.head.loss_fn, task.head.metrics, run.optimizer),
+    ]
+    for finding in found:
+        print(f"{finding.severity}: {finding}")
+    errors = sum(finding.severity == "error" for finding in found)
+    print(f"{errors} errors in {len(found)} findings" if found else "nothing found to be wrong")
+    return 1 if errors else 0
 
 
 def _out_folder(wanted: str | None) -> Path:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from torchcls.arguments import check_whole_number
 from torchcls.averaging import Count, Mean, averaging_of, wide
-from torchcls.checks.findings import Check, ContractError, check_choice
+from torchcls.checks.findings import Check, check_choice
 from torchcls.checks.preflight import Preflight
 from torchcls.data.nearby import Nearby
 from torchcls.device import device_of, select_device, to_device
@@ -222,6 +222,7 @@ class Run:
             has_schedule=schedule is not None,
             scales_loss=precision == "float16",
         )
+        self.history.findings = self._preflight.findings  # the same list: more may follow
         # Everything is checked: from here on something changes.
         self._device = place(model, target, optimizer=self.optimizer)
         self._model, self._train, self._valid = model, train, valid
@@ -251,6 +252,7 @@ class Run:
         started = time.perf_counter()
         epoch = len(self.history)
         mean = self._train_one_epoch(epoch)
+        self._preflight.end_epoch(mean)
         found = None if self._valid is None else self._validate(self._valid, epoch)
         # Asked for only now: on an accelerator this is the first moment that waits for training.
         record = Record(epoch=epoch, train_loss=mean.value(), smooth_loss=self._smooth.value())
@@ -259,7 +261,6 @@ class Run:
             for name, value in found.metrics.items():  # a matrix, say, as nested lists
                 record[name] = value.tolist() if isinstance(value, Tensor) else value
         self._pace.after_epoch(record.get("valid_loss"))
-        self.history.findings = self._preflight.findings
         record["time"] = time.perf_counter() - started
         self.history.append(record)
         self._display.show(record)
@@ -272,10 +273,13 @@ class Run:
         return self._display.bar(self._nearby.copy(source), name, epoch)
 
     def _validate(self, valid: Iterable[Any], epoch: int) -> Evaluation:
-        with self._pass(valid, "valid", epoch) as batches:
+        with (
+            self._pass(valid, "valid", epoch) as batches,
+            self._preflight.of_valid(batches) as seen,
+        ):
             return measure(
                 self._model,
-                self._preflight.of_valid(batches),
+                seen,
                 self._loss_fn,
                 self._metrics,
                 self._device,
@@ -290,32 +294,24 @@ class Run:
         loss_fn = loss_on(self._loss_fn, self._device)
         averaging = averaging_of(loss_fn)
         step = Step(self._model, loss_fn, averaging, self._pieces, self._precision)
-        mean, batch = Mean(), None
-        preflight = self._preflight
-        preflight.start_epoch(epoch)
+        mean, preflight = Mean(), self._preflight
         with (
             training(self._model),
             self._pace.during_epoch(epoch),
             self._pass(self._train, "train", epoch) as batches,
+            preflight.of_epoch(epoch, batches) as seen,
         ):
             self._pieces.renew(averaging)
-            try:
-                for batch in batches:
-                    batch = to_device(batch, self._device)
-                    self._pace.before_step()
-                    loss, count = step.gradients(batch, self.optimizer)
-                    reported = wide(averaging.reported(loss, count))
-                    preflight.before_step(batch, step.seen, reported)
-                    step.update(self.optimizer)
-                    self._pace.after_step()
-                    mean.add(reported, count)
-                    self._smooth.add(reported)
-                    batch = None  # what the loader raises is no fault of this one
-            except ContractError:
-                raise
-            except Exception as failure:
-                preflight.explain(failure, batch)
-                raise
+            for batch in seen:
+                batch = to_device(batch, self._device)
+                self._pace.before_step()
+                loss, count = step.gradients(batch, self.optimizer)
+                reported = wide(averaging.reported(loss, count))
+                preflight.before_step(batch, step.seen, reported)
+                step.update(self.optimizer)
+                self._pace.after_step()
+                mean.add(reported, count)
+                self._smooth.add(reported)
         self.history.micro_batch = self._pieces.size
         move_on(self._train)
         return mean

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from torchcls.checks.findings import Finding, error
 from torchcls.checks.graph import ran_exp
@@ -107,3 +108,45 @@ def why_gradient(where: str, bad: list[str], kept: str) -> Finding:
         f"The loss is finite in {where}, but {first}{more}: a square root or a division at 0, or a "
         f"logarithm that was masked only afterwards. {kept}".rstrip(),
     )
+
+
+class OnDevice:
+    """Where nobody waits for an accelerator: counts the losses up to the first that is not finite.
+
+    A fused optimizer is told, without a wait, to skip its steps from there on. Others cannot be.
+
+    Args:
+        optimizer: The optimizer to hold back, or None.
+
+    Attributes:
+        holds_back: Whether the optimizer is one that can be told.
+    """
+
+    def __init__(self, optimizer: Optimizer | None) -> None:
+        groups = [] if optimizer is None else optimizer.param_groups
+        self.holds_back = bool(groups) and all(group.get("fused") for group in groups)
+        self._optimizer: Any = optimizer if self.holds_back else None
+        self._are_good: Tensor | None = None
+        self._n: Tensor | None = None
+        self._seen = 0
+
+    def __enter__(self) -> "OnDevice":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._optimizer is not None and self._seen:
+            del self._optimizer.found_inf
+
+    def add(self, loss: Tensor) -> None:
+        """Take in the loss of one batch, before the optimizer's step."""
+        is_good = loss.isfinite()
+        self._are_good = is_good if self._are_good is None else self._are_good & is_good
+        self._n = self._are_good.long() if self._n is None else self._n + self._are_good
+        self._seen += 1
+        if self._optimizer is not None:  # how a GradScaler tells a fused optimizer to skip a step
+            self._optimizer.found_inf = (~self._are_good).float()
+
+    def first_bad(self) -> int | None:
+        """The number of the first batch whose loss is not finite. Waits for the accelerator."""
+        n = self._seen if self._n is None else int(self._n)
+        return None if n == self._seen else n

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchcls.averaging import Count
+from torchcls.averaging import Count, Mean
 from torchcls.checks import contract, finite, graph, scores, sources, training
 from torchcls.checks.check import check as check_batch
-from torchcls.checks.findings import Check, Finding, act_on, error
+from torchcls.checks.findings import Check, ContractError, Finding, act_on, error
 from torchcls.checks.untouched import untouched
 from torchcls.losses import recognise
 from torchcls.scorers import Metrics, named_metrics
@@ -63,6 +64,7 @@ class Preflight:
         self._has_seen_step, self._has_seen_valid = False, valid is None
         self._first_inputs: Any = None  # some of the first batch, until validation was seen
         self._order = _Order()
+        self._on_device = finite.OnDevice(None)
         if check != "off":
             static = training.findings_of(model, loss_fn, optimizer, has_schedule=has_schedule)
             self._settle([*static, *contract.options_of(loss_fn)])
@@ -74,9 +76,16 @@ class Preflight:
 
     # -------------------------------------------------------------- training
 
-    def start_epoch(self, epoch: int) -> None:
-        """Begin to count the batches of an epoch."""
+    @contextmanager
+    def of_epoch(self, epoch: int, batches: Iterable[Any]) -> Iterator[Iterable[Any]]:
+        """Hand on the batches of a training epoch, and explain what a step on one raises."""
         self._epoch, self._batch = epoch, -1
+        with self._explaining(batches) as seen, finite.OnDevice(self._held_back()) as on_device:
+            self._on_device = on_device
+            yield seen
+
+    def _held_back(self) -> Optimizer | None:
+        return self._optimizer if self._check == "error" and self._looks_at_gradients else None
 
     def before_step(self, batch: tuple[Any, Any], seen: Seen, loss: Count) -> None:
         """Look at a step between its backward pass and the optimizer's step.
@@ -96,6 +105,8 @@ class Preflight:
             self._passing_by(batch[1], seen.outputs)
         if isinstance(loss, (int, float)):
             self._numbers(batch, seen, loss)
+        else:
+            self._on_device.add(loss)
 
     def _first_step(self, batch: tuple[Any, Any], seen: Seen, loss: Count) -> None:
         outputs, model, loss_fn = seen.outputs, self._model, self._loss_fn
@@ -178,50 +189,54 @@ class Preflight:
         with untouched(self._model):
             return self._model(batch[0])
 
-    def end_epoch(self, loss: float) -> None:
-        """Look at the mean loss of an epoch: on an accelerator the first that anybody sees.
+    def end_epoch(self, mean: Mean) -> None:
+        """Look at an epoch as a whole: on an accelerator the first number that anybody sees.
 
         Args:
-            loss: The mean; NaN, too, where nothing counted.
+            mean: The mean loss.
         """
         if self._check == "off":
             return
         if self._epoch == 0 and self._order.is_sorted:
             self._settle([sources.sorted_note()])
-        if not math.isfinite(loss) and not any(f.code == "non-finite-loss" for f in self.findings):
+        if mean.counted() == 0:
+            self._settle(
+                [
+                    error(
+                        "all-ignored",
+                        f"No target of epoch {self._epoch} (counted from 0) counts: each is "
+                        "ignore_index, or has class weight 0. Look at how the labels were read.",
+                    )
+                ]
+            )
+        bad = self._on_device.first_bad()
+        if bad is not None:
+            kept = _KEPT if self._on_device.holds_back else "The optimizer has gone on stepping."
             self._settle(
                 [
                     error(
                         "non-finite-loss",
-                        f"The loss of epoch {self._epoch} is {loss:g}, and on an accelerator "
-                        "nobody looked before its end. Train on the CPU for an epoch, where the "
-                        "batch is named and the weights before it are kept.",
+                        f"The loss is not finite in batch {bad} of epoch {self._epoch} (both "
+                        "counted from 0). On the CPU the run would stop there and say what went "
+                        f"first. {kept}",
                     )
                 ]
             )
 
-    def nothing_counted(self) -> None:
-        """Say that no target of an epoch counted."""
-        self._settle(
-            [
-                error(
-                    "all-ignored",
-                    f"No target of epoch {self._epoch} counts: each is ignore_index, or has class "
-                    "weight 0. Look at how the labels were read.",
-                )
-            ]
-        )
-
     # -------------------------------------------------------------- validation
 
-    def of_valid(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Hand the validation batches on, and compare the first one with training."""
-        for batch in batches:
-            if not self._has_seen_valid and self._check != "off":
-                self._has_seen_valid = True
-                self._settle(sources.scale_findings(self._first_inputs, batch[0]))
-                self._first_inputs = None
-            yield batch
+    @contextmanager
+    def of_valid(self, batches: Iterable[Any]) -> Iterator[Iterable[Any]]:
+        """Hand on the validation batches, compare the first with training, explain what raises."""
+        with self._explaining(batches) as seen:
+            yield map(self._compared, seen)
+
+    def _compared(self, batch: Any) -> Any:
+        if not self._has_seen_valid and self._check != "off":
+            self._has_seen_valid = True
+            self._settle(sources.scale_findings(self._first_inputs, batch[0]))
+            self._first_inputs = None
+        return batch
 
     def at_valid(self, number: int, loss: float, batch: tuple[Any, Any], outputs: Any) -> None:
         """Look at the loss of a validation batch."""
@@ -246,10 +261,27 @@ class Preflight:
 
     # -------------------------------------------------------------- failure
 
-    def explain(self, failure: Exception, batch: Any) -> None:
-        """Say why a step failed, where that can be told; the caller raises the failure on."""
-        if batch is None or self._check == "off" or isinstance(failure, torch.OutOfMemoryError):
-            return
+    @contextmanager
+    def _explaining(self, batches: Iterable[Any]) -> Iterator[Iterable[Any]]:
+        """Say why a step on a batch failed, where that can be told."""
+        last: list[Any] = []
+
+        def remembered() -> Iterator[Any]:
+            for batch in batches:
+                last[:] = [batch]
+                yield batch
+                last.clear()  # what the source raises next is no fault of this one
+
+        try:
+            yield remembered()
+        except ContractError:
+            raise
+        except Exception as failure:
+            if last and self._check != "off" and not isinstance(failure, torch.OutOfMemoryError):
+                self._explain(failure, last[0])
+            raise
+
+    def _explain(self, failure: Exception, batch: Any) -> None:
         try:
             found = check_batch(self._model, batch, self._loss_fn)
         except Exception:  # what stands in the way of looking is the failure itself
@@ -258,8 +290,8 @@ class Preflight:
         errors = [f for f in found if f.severity == "error" and f.code not in unexplained]
         try:
             self._settle(errors)
-        except ValueError as contract_error:
-            raise contract_error from failure
+        except ContractError as explained:
+            raise explained from failure
 
 
 def _is_empty(seen: Seen) -> bool:

@@ -188,7 +188,8 @@ def _same_samples(train: Any, valid: Any) -> Iterator[Finding]:
         return
     ours, theirs = _held(train), _held(valid)
     if ours is not None and theirs is not None:
-        yield from _overlap(ours, theirs, is_one_batch=batches == 1)
+        is_same = ours.inputs.data_ptr() == theirs.inputs.data_ptr()
+        yield from _overlap(ours, theirs, is_one_batch=is_same and _number_of(train) == 1)
     elif (
         _dataset(train) is not None
         and _dataset(train) is _dataset(valid)
@@ -220,34 +221,37 @@ def _valid_is_train(what: str) -> Finding:
 
 
 def _overlap(ours: _Held, theirs: _Held, *, is_one_batch: bool) -> Iterator[Finding]:
-    """Look for some validation samples among the training samples."""
-    if ours.inputs.device != theirs.inputs.device or ours.inputs.device.type != "cpu":
-        return
-    if ours.inputs.shape[1:] != theirs.inputs.shape[1:] or ours.inputs.dtype != theirs.inputs.dtype:
+    """Look for some validation samples, input and target, among the training samples."""
+    if not _are_comparable(ours.inputs, theirs.inputs):
         return
     n = len(theirs.inputs) if theirs.rows is None else len(theirs.rows)
-    if n < 2 or ours.inputs.is_quantized or ours.inputs.layout != torch.strided:
-        return
-    asked = torch.linspace(0, n - 1, min(n, 256)).long()
-    samples = theirs.inputs[asked if theirs.rows is None else theirs.rows[asked]].flatten(1)
+    width = max(1, theirs.inputs[0].numel())
+    asked = torch.linspace(0, n - 1, min(n, 256, max(16, 4_000_000 // width))).long()
+    if theirs.rows is not None:
+        asked = theirs.rows[asked].long()
+    stored, samples = ours.inputs.flatten(1), theirs.inputs.flatten(1)[asked]
     # A few columns that tell samples apart say where to look; whole rows are compared then.
-    columns = samples.double().var(0).topk(min(16, samples.shape[1])).indices
-    stored = ours.inputs.flatten(1)
-    few = ours.taken(stored[:, columns])
+    among = torch.linspace(0, width - 1, min(width, 4096)).long()
+    columns = among[samples[:, among].double().var(0).topk(min(16, len(among))).indices]
+    keys = _hashed(stored[:, columns])
     rows = torch.arange(len(stored)) if ours.rows is None else ours.rows.long()
-    found = 0
-    places: dict[bytes, list[int]] = {}
-    wanted = {row.numpy().tobytes() for row in samples[:, columns].contiguous()}
-    first = torch.isin(few[:, 0], samples[:, columns[0]]).nonzero()[:, 0]
-    for row in first.tolist():
-        key = few[row].contiguous().numpy().tobytes()
-        if key in wanted:
-            places.setdefault(key, []).append(int(rows[row]))
-    for sample in samples:
-        candidates = places.get(sample[columns].contiguous().numpy().tobytes(), [])
-        found += any(torch.equal(sample, stored[row]) for row in candidates[:8])
-    share = found / len(asked)
-    if share >= 0.5 and not is_one_batch:
+    keys = keys[rows]
+    wanted = _hashed(samples[:, columns])
+    alike = torch.isin(keys, wanted).nonzero()[:10_000, 0]
+    places: dict[int, list[int]] = {}
+    for key, row in zip(keys[alike].tolist(), rows[alike].tolist(), strict=True):
+        places.setdefault(key, []).append(row)
+    found = sum(
+        any(
+            torch.equal(sample, stored[row])
+            and torch.equal(theirs.targets[place], ours.targets[row])
+            for row in places.get(key, [])[:8]
+        )
+        for key, sample, place in zip(wanted.tolist(), samples, asked.tolist(), strict=True)
+    )
+    # Where training has many samples twice, inputs have few values: others meet by chance.
+    repeats = 1 - len(keys.unique()) / len(keys)
+    if found >= len(asked) / 2 and not is_one_batch and repeats < 0.1:
         yield _valid_is_train(
             f"Training and validation hold the same samples ({found} of {len(asked)} looked at)"
         )
@@ -256,6 +260,23 @@ def _overlap(ours: _Held, theirs: _Held, *, is_one_batch: bool) -> Iterator[Find
             "valid-overlaps",
             f"{found} of {len(asked)} validation samples stand among the training samples, too.",
         )
+
+
+def _are_comparable(ours: Tensor, theirs: Tensor) -> bool:
+    if any(t.device.type != "cpu" or t.layout != torch.strided for t in (ours, theirs)):
+        return False
+    if ours.shape[1:] != theirs.shape[1:] or ours.dtype != theirs.dtype or ours.is_complex():
+        return False
+    return len(theirs) > 1 and not ours.is_quantized and ours[0].numel() > 0
+
+
+def _hashed(columns: Tensor) -> Tensor:
+    """A whole number for each row, the same for the same row: int64, which wraps around."""
+    bits = columns.double().contiguous().view(torch.int64)
+    # The values of few-valued columns differ in their upper bits alone: brought down, spread, mixed.
+    factors = torch.arange(1, 2 * bits.shape[1], 2) * 0x9E3779B97F4A7C1 | 1
+    spread = (bits ^ (bits >> 32)) * factors
+    return ((spread ^ (spread >> 29)) * factors).sum(1)
 
 
 def _class_tables(ours: Any, theirs: Any) -> Iterator[Finding]:
