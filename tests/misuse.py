@@ -5,16 +5,22 @@ and its severity; None means that it has to be silent. What torch, fastai and Li
 same case was recorded with torch 2.x, fastai 2.8 and Lightning 2.x.
 """
 
+import resource
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import torchcls as tc
+from torchcls.checkpoint import check_architecture
 
 # ------------------------------------------------------------------ data and models
 
@@ -340,8 +346,8 @@ CASES = [
         "H01",
         "the same softmax made by hand",
         WRONG,
-        WRONG,
-        WRONG,
+        "-",
+        "-",
         lambda: run(mk(3, HandSoftmax()), CE(), X, Y),
         ("activated-twice", "error"),
         ("0.551",),
@@ -546,7 +552,7 @@ CASES = [
         "T04a",
         "the same with BCELoss",
         UNCLEAR,
-        OK,
+        "-",
         "-",
         lambda: run(mk(1, nn.Sigmoid()), BCE(), X2, Y2[:, None]),
         ("target-dtype", "error"),
@@ -865,3 +871,288 @@ CASES = [
     Case("F22", "overfitting one batch on purpose", OK, "-", "-", one_batch_on_purpose),
     Case("F24", "a model that takes a dict", OK, "-", "-", dict_inputs),
 ]
+
+
+# ------------------------------------------------------------------ files
+
+
+@dataclass
+class FileCase:
+    """One row about files: ``act`` gets an empty folder and has to raise.
+
+    Attributes:
+        code, title, torch, fastai, lightning: As in ``Case``.
+        act: What is done.
+        words: What the message has to name; None where it is right and must not raise.
+    """
+
+    code: str
+    title: str
+    torch: str
+    fastai: str
+    lightning: str
+    act: Callable[[Path], Any]
+    words: tuple[str, ...] | None
+
+
+def images(root: Path, *, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+    """A small folder of grey images, three of each class."""
+    for i, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for j in range(3):
+            pixels = np.random.default_rng(3 * i + j).integers(0, 256, (16, 16), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{j}.png")
+    return root
+
+
+def read_all(root: Path, **keywords: Any) -> list[Any]:
+    return list(tc.image_folder(root, **keywords))
+
+
+def cut_off_png(folder: Path) -> None:
+    file = images(folder) / "cat" / "2.png"
+    file.write_bytes(file.read_bytes()[:150])
+    read_all(folder)
+
+
+def html_png(folder: Path) -> None:
+    (images(folder) / "cat" / "2.png").write_text("<html>404 not found</html>")
+    read_all(folder)
+
+
+def rgba_among_grey(folder: Path) -> None:
+    transparent = np.full((16, 16, 4), [200, 0, 0, 0], np.uint8)
+    Image.fromarray(transparent).save(images(folder) / "cat" / "2.png")
+    read_all(folder)
+
+
+def empty_class(folder: Path) -> None:
+    (images(folder) / "eel").mkdir()
+    tc.image_folder(folder)
+
+
+def hidden_files(folder: Path) -> None:
+    images(folder)
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / "cat" / "._2.png").write_bytes(b"droppings of a file system")
+    assert len(read_all(folder)) == 6
+    assert tc.image_folder(folder).classes == ("cat", "dog")
+
+
+def missing_class(folder: Path) -> None:
+    train = images(folder / "train", classes=("cat", "dog", "eel"))
+    valid = images(folder / "valid", classes=("cat", "eel"))
+    assert tc.image_folder(train).classes == tc.image_folder(valid).classes
+    assert sorted(set(tc.image_folder(valid).targets.tolist())) == [0, 2]
+
+
+def cut_off_idx(folder: Path) -> None:
+    for split in ("train", "t10k"):
+        labels = struct.pack(">2I", 2049, 10) + bytes(10)
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(labels)
+        pixels = struct.pack(">4I", 2051, 10, 28, 28) + bytes(5 * 28 * 28)
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(pixels)
+    tc.mnist(folder)
+
+
+def cut_off_checkpoint(folder: Path) -> None:
+    file = folder / "model.pt"
+    tc.save_checkpoint(file, model=mk(3).state_dict())
+    file.write_bytes(file.read_bytes()[:700])
+    tc.load_checkpoint(file)
+
+
+def empty_checkpoint(folder: Path) -> None:
+    (folder / "model.pt").write_bytes(b"")
+    tc.load_checkpoint(folder / "model.pt")
+
+
+def other_architecture(folder: Path) -> None:
+    file = folder / "model.pt"
+    tc.save_checkpoint(file, model=mk(5).state_dict())
+    check_architecture(mk(3), tc.load_checkpoint(file)["model"], file)
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.path), "w")
+
+
+def code_in_checkpoint(folder: Path) -> None:
+    torch.save({"a": Bomb(folder / "pwned")}, folder / "model.pt")
+    try:
+        tc.load_checkpoint(folder / "model.pt")
+    finally:
+        assert not (folder / "pwned").exists()
+
+
+def no_such_folder(folder: Path) -> None:
+    tc.save_checkpoint(folder / "missing" / "model.pt", model=mk(3).state_dict())
+
+
+def full_disk(folder: Path) -> None:
+    file = folder / "model.pt"
+    tc.save_checkpoint(file, epoch=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        tc.save_checkpoint(file, weights=torch.zeros(1 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert tc.load_checkpoint(file) == {"epoch": 1}
+        assert list(folder.iterdir()) == [file]
+
+
+def interrupt(folder: Path) -> None:
+    calls = 0
+
+    def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            raise KeyboardInterrupt
+        return F.cross_entropy(outputs, targets)
+
+    model, before = mk(3), mk(3).state_dict()
+    run = tc.epochs(model, loader(X, Y), loss_fn=loss_fn, epochs=20, progress=False)
+    try:
+        for _ in run:
+            pass
+    except KeyboardInterrupt:
+        assert [record.epoch for record in run.history] == [0, 1]
+        assert not torch.equal(model[0].weight, before["0.weight"])
+        return
+    raise AssertionError("the interrupt was swallowed")
+
+
+FILE_CASES = [
+    FileCase(
+        "D11a",
+        "a PNG cut off in the middle",
+        UNCLEAR,
+        UNCLEAR,
+        "-",
+        cut_off_png,
+        ("2.png", "cut-off", "Replace or delete"),
+    ),
+    FileCase(
+        "D11b",
+        "a .png that is no image",
+        CLEAR,
+        CLEAR,
+        "-",
+        html_png,
+        ("2.png", "<html>", "Replace or delete"),
+    ),
+    FileCase(
+        "D12",
+        "an RGBA PNG among grey images",
+        UNCLEAR,
+        OK,
+        "-",
+        rgba_among_grey,
+        ("2.png", "4 channels", "1 channel", "convert("),
+    ),
+    FileCase(
+        "D13",
+        "an empty class folder",
+        CLEAR,
+        WRONG,
+        "-",
+        empty_class,
+        ("eel", "at least one image", "delete the folder"),
+    ),
+    FileCase("D13", "a class that one split lacks", "-", "-", "-", missing_class, None),
+    FileCase("D13", "hidden files and folders", "-", "-", "-", hidden_files, None),
+    FileCase(
+        "D15",
+        "an IDX file cut off",
+        WRONG,
+        "-",
+        "-",
+        cut_off_idx,
+        ("train-images-idx3-ubyte", "3936", "7856"),
+    ),
+    FileCase(
+        "C01",
+        "a checkpoint cut off",
+        CLEAR,
+        CLEAR,
+        CLEAR,
+        cut_off_checkpoint,
+        ("model.pt", "700", "earlier"),
+    ),
+    FileCase(
+        "C01", "an empty checkpoint", UNCLEAR, "-", "-", empty_checkpoint, ("model.pt", "earlier")
+    ),
+    FileCase(
+        "C02",
+        "a checkpoint of another architecture",
+        CLEAR,
+        CLEAR,
+        CLEAR,
+        other_architecture,
+        ("model.pt", "0.weight", "(5, 2)", "(3, 2)"),
+    ),
+    FileCase(
+        "C03",
+        "a checkpoint that carries code",
+        CLEAR,
+        CLEAR,
+        CLEAR,
+        code_in_checkpoint,
+        ("model.pt", "could run code", "state_dict"),
+    ),
+    FileCase(
+        "C04",
+        "a folder that cannot be written",
+        CLEAR,
+        CLEAR,
+        WRONG,
+        no_such_folder,
+        ("missing", "folder"),
+    ),
+    FileCase(
+        "C05",
+        "the disk is full while a checkpoint is replaced",
+        UNCLEAR,
+        UNCLEAR,
+        CLEAR,
+        full_disk,
+        ("model.pt", "earlier checkpoint is untouched"),
+    ),
+    FileCase("C06", "Ctrl-C in the middle of an epoch", OK, OK, WARNS, interrupt, None),
+]
+
+
+# ------------------------------------------------------------------ the table in the README
+
+WORDS = {
+    WRONG: "silently wrong",
+    UNCLEAR: "unclear error",
+    CLEAR: "clear error",
+    WARNS: "warns",
+    OK: "fine",
+    "FALSE-ERROR": "false error",
+    "-": "-",
+}
+SAYS = {"error": "stops", "warning": "warns", "note": "notes"}
+
+
+def table() -> str:
+    """Every case with what torch, fastai, Lightning and torchcls say, as rows of Markdown."""
+    rows = ["| | | torch | fastai | Lightning | torchcls |", "|---|---|---|---|---|---|"]
+    for case in (*CASES, *FILE_CASES):
+        if isinstance(case, FileCase):
+            ours = "fine" if case.words is None else "stops, names the file"
+        elif case.says is None:
+            ours = "fine"
+        else:
+            code = f": `{case.says[0]}`" if case.says[0] else ""
+            ours = SAYS[case.says[1]] + code
+        peers = " | ".join(WORDS[said] for said in (case.torch, case.fastai, case.lightning))
+        rows.append(f"| {case.code} | {case.title} | {peers} | {ours} |")
+    return "\n".join(rows)

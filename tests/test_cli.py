@@ -3,12 +3,15 @@
 import csv
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import torchcls as tc
 from torchcls.cli import main
@@ -252,3 +255,79 @@ def test_a_reader_that_leaves_the_pipe_is_no_bad_input(here, monkeypatch):
     monkeypatch.setattr("builtins.print", left)
     with pytest.raises(BrokenPipeError):
         main(["train", "--epochs", "1", "--classes", "0,1"])
+
+
+# torchcls check
+
+
+def photos(folder, **splits):
+    """A folder of images: of each split its classes, four images each."""
+    generator = np.random.default_rng(0)
+    for split, classes in splits.items():
+        for name in classes:
+            (folder / split / name).mkdir(parents=True)
+            for i in range(4):
+                pixels = generator.integers(0, 256, (16, 20, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+def test_check_reads_the_images_and_finds_nothing_wrong(tmp_path, capsys):
+    folder = photos(tmp_path, train=("cat", "dog", "eel"), val=("cat", "eel"))
+    assert main(["check", "--data", str(folder)]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == (
+        f"{folder} classes cat, dog, eel: 12 training and 8 validation images, multiclass head"
+    )
+    assert last == "nothing found to be wrong"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train", "val"]  # nothing written
+
+
+def test_check_says_that_validation_is_the_training_set(tmp_path, capsys):
+    folder = photos(tmp_path, train=("cat", "dog"))
+    shutil.copytree(folder / "train", folder / "test")
+    assert main(["check", "--data", str(folder), "--head", "binary"]) == 0
+    _, finding, last = capsys.readouterr().out.splitlines()
+    assert finding.startswith("warning: Training and validation hold the same samples (8 of 8")
+    assert last == "findings: 1, errors: 0"
+
+
+def test_check_exits_with_1_where_it_finds_an_error(here, capsys, monkeypatch):
+    found = [tc.Finding("all-frozen", "error", "No parameter of the model needs a gradient.")]
+    monkeypatch.setattr(tc, "check", lambda *given: found)
+    assert main(["check"]) == 1
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "error: No parameter of the model needs a gradient. [all-frozen]",
+        "findings: 1, errors: 1",
+    ]
+
+
+def test_check_names_every_image_that_cannot_be_read(tmp_path, capsys):
+    folder = photos(tmp_path, train=("cat", "dog"), test=("cat", "dog"))
+    (folder / "train" / "cat" / "1.png").write_text("<html>")
+    Image.new("RGB", (8, 8)).save(folder / "train" / "dog" / "2.png")
+    with pytest.raises(SystemExit) as left:
+        main(["check", "--data", str(folder)])
+    assert left.value.code == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"cat{os.sep}1.png must be an image" in first
+    assert f"dog{os.sep}2.png must have the size of the first image, (16, 20), got (8, 8)" in second
+
+
+def test_train_takes_images_in_folders(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", train=("cat", "dog"), valid=("cat", "dog"))
+    assert main(["train", "--data", "photos", "--epochs", "1", "--out", "run"]) == 0
+    lines = read_csv(tmp_path / "run" / "predictions.csv")
+    assert {line["target"] for line in lines} == {"cat", "dog"}
+    assert "photos classes cat, dog: 8 training and 8 validation images" in capsys.readouterr().out
+
+
+def test_images_too_small_for_the_network_are_refused(tmp_path, capsys):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("L", (5, 9)).save(tmp_path / split / name / "0.png")
+    with pytest.raises(SystemExit):
+        main(["check", "--data", str(tmp_path)])
+    assert "at least 6 x 6 pixels for this network, got 9 x 5" in capsys.readouterr().err

@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
+import misuse
 import pytest
 import torch
+
+from torchcls.checks.findings import CODES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -48,3 +51,13 @@ def test_the_readme_lists_every_public_name():
 def test_the_reading_order_names_every_file_of_the_package(path):
     name = path.relative_to(ROOT / "torchcls").as_posix()
     assert path.name in ("__init__.py", "__main__.py") or f"`{name}`" in README
+
+
+def test_the_table_of_misuse_is_that_of_the_tests():
+    assert misuse.table() in README
+
+
+def test_the_readme_lists_every_code_of_a_finding():
+    for codes in CODES.values():
+        for code in codes:
+            assert f"`{code}`" in README, code

@@ -5,11 +5,9 @@ import warnings
 
 import pytest
 import torch
-from misuse import CASES, Case
+from misuse import CASES, FILE_CASES, Case
 
 import torchcls as tc
-
-IDS = [f"{case.code} {case.title}" for case in CASES]
 
 
 def of_kind(*severities):
@@ -140,3 +138,14 @@ def test_check_says_the_same_of_one_batch_and_leaves_no_trace(case):
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
     assert all(p.grad is None for p in made.model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("case", FILE_CASES, ids=lambda case: f"{case.code} {case.title}")
+def test_a_file_that_is_wrong_is_named_with_the_fix(case, tmp_path):
+    if case.words is None:
+        case.act(tmp_path)
+        return
+    with pytest.raises((ValueError, OSError)) as refused:
+        case.act(tmp_path)
+    for word in case.words:
+        assert word in str(refused.value)

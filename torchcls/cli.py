@@ -190,7 +190,7 @@ def _check(options: argparse.Namespace) -> int:
     for finding in found:
         print(f"{finding.severity}: {finding}")
     errors = sum(finding.severity == "error" for finding in found)
-    print(f"{errors} errors in {len(found)} findings" if found else "nothing found to be wrong")
+    print(f"findings: {len(found)}, errors: {errors}" if found else "nothing found to be wrong")
     return 1 if errors else 0
 
 

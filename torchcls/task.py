@@ -83,7 +83,8 @@ class Task:
         height, width = ((side - 4) // 2 for side in sides)  # behind convolution and pooling
         if min(height, width) < 1:
             raise ValueError(
-                f"images must have at least 6 x 6 pixels for this network, got {sides}."
+                "images must have at least 6 x 6 pixels for this network, "
+                f"got {sides[0]} x {sides[1]}."
             )
         is_binary = isinstance(self.head.loss_fn, nn.BCEWithLogitsLoss)
         return nn.Sequential(

@@ -273,7 +273,7 @@ def _are_comparable(ours: Tensor, theirs: Tensor) -> bool:
 def _hashed(columns: Tensor) -> Tensor:
     """A whole number for each row, the same for the same row: int64, which wraps around."""
     bits = columns.double().contiguous().view(torch.int64)
-    # The values of few-valued columns differ in their upper bits alone: brought down, spread, mixed.
+    # Small whole numbers differ in their upper bits alone: brought down, spread, mixed.
     factors = torch.arange(1, 2 * bits.shape[1], 2) * 0x9E3779B97F4A7C1 | 1
     spread = (bits ^ (bits >> 32)) * factors
     return ((spread ^ (spread >> 29)) * factors).sum(1)
