@@ -3,14 +3,15 @@
     pip install -e '.[bench]'
     python scripts/benchmark.py --data FOLDER --out FOLDER
 
-Five tables, or those that are named: ``epoch`` (the lecture's three-digit run), ``networks``
+Six tables, or those that are named: ``epoch`` (the lecture's three-digit run), ``networks``
 (others, where cutting is not always allowed), ``step`` (the overhead of one), ``scaling`` (1,000 to
-1,000,000 samples) and ``imports``. Each measurement has a process of its own; the contestants take
-turns, ``--repeats`` times; ratios are taken within a round and given as the median of the rounds
-with the lowest and the highest. The time of an epoch, training and validation, is the median of its
-run. Peak memory is the whole process's; beside it stands what came on top of libraries and data.
-In ``step``, on one thread, the batches are cut beforehand: a list of them for the loops, torchcls,
-Ignite and Poutyne, and for the others, which insist, a DataLoader that hands them out as they are.
+1,000,000 samples), ``preflight`` (what checking costs) and ``imports``. Each measurement has a
+process of its own; the contestants take turns, ``--repeats`` times; ratios are taken within a round
+and given as the median of the rounds with the lowest and the highest. The time of an epoch,
+training and validation, is the median of its run. Peak memory is the whole process's; beside it
+stands what came on top of libraries and data. In ``step``, on one thread, the batches are cut
+beforehand: a list of them for the loops, torchcls, Ignite and Poutyne, and for the others, which
+insist, a DataLoader that hands them out as they are.
 Libraries that are not installed are named and skipped. It works on the CPU.
 
 What is claimed, and checked with the exit status, is in ``benchmark_report.py``.
@@ -46,6 +47,8 @@ from benchmark_report import (
     import_rows,
     markdown,
     network_claims,
+    preflight_claims,
+    preflight_rows,
     same_network_work,
     same_work,
     scaling_claims,
@@ -56,7 +59,7 @@ from benchmark_report import (
 )
 from lecture import load_digits, verdict
 
-TABLES = ("epoch", "networks", "step", "scaling", "imports")
+TABLES = ("epoch", "networks", "step", "scaling", "preflight", "imports")
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 LECTURE_EPOCHS = 10  # so many rows has the lecture's table, which the first run is held against
 CHILD = Path(__file__).with_name("benchmark_child.py")
@@ -121,6 +124,8 @@ def rows_of(table: str, options: argparse.Namespace) -> list[Spec]:
     if table == "scaling":
         sizes = SIZES[:1] if options.smoke else SIZES
         return [{"row": f"{n:,}", "contestant": "torchcls", "variant": n} for n in sizes]
+    if table == "preflight":
+        return [{"row": name, "variant": name} for name in ("step", "lecture", *NETWORKS)]
     peers = peers_at_hand(options)
     if table == "imports":
         modules = {"torchcls": "torchcls", **{name: PEERS[name][1] for name in peers}}
@@ -191,6 +196,8 @@ def table_of(table: str, runs: Runs) -> list[list[str]]:
     """The rows of a table as text, the header first."""
     if table == "scaling":
         return scaling_rows(runs)
+    if table == "preflight":
+        return preflight_rows(runs)
     return import_rows(runs) if table == "imports" else task_rows(table, runs)
 
 
@@ -205,6 +212,7 @@ def claims_of(table: str, runs: Runs, smoke: bool) -> list[Claim]:
         "networks": network_claims,
         "step": step_claims,
         "scaling": scaling_claims,
+        "preflight": preflight_claims,
         "imports": import_claims,
     }
     return claims[table](runs)
@@ -247,9 +255,11 @@ def version_of(package: str) -> str | None:
 
 
 def save(folder: Path, table: str, report: dict[str, Any], runs: Runs) -> None:
-    """Every value as JSON, and the picture of the table."""
+    """Every value as JSON, and the picture of the table where it has one."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{table}.json").write_text(json.dumps(report, indent=1) + "\n")
+    if table == "preflight":
+        return  # three units: a table says it better
     if importlib.util.find_spec("matplotlib") is None:
         print(f"skipped: {table}.png, as matplotlib is not installed (pip install '.[bench]')")
     elif table == "scaling":
@@ -276,7 +286,7 @@ def run_table(table: str, options: argparse.Namespace, setting: dict[str, Any]) 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
-    if not options.smoke and {"epoch", "networks"} & set(options.tables):
+    if not options.smoke and {"epoch", "networks", "preflight"} & set(options.tables):
         load_digits(options, (0, 1, 2))  # stops here, and says how, where there are none
     setting = circumstances(options)
     versions = ", ".join(f"{name} {found}" for name, found in setting["versions"].items() if found)

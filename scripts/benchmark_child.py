@@ -200,6 +200,19 @@ def train_linear(images: Any, targets: Any, epochs: int) -> list[float]:
     return [record.time for record in history]
 
 
+# --- the preflight --------------------------------------------------------------------------------
+
+PREFLIGHT = {"lecture": lecture_task, "step": step_task}  # and the networks
+
+
+def measure_look(spec: dict[str, Any]) -> dict[str, Any]:
+    """What checking costs on one task."""
+    from benchmark_preflight import measure_preflight
+
+    task = PREFLIGHT.get(spec["variant"], network_task)(spec)
+    return measure_preflight(task, smoke=spec["smoke"])
+
+
 # --- imports --------------------------------------------------------------------------------------
 
 
@@ -219,6 +232,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Take the measurement that ``spec`` describes."""
     if spec["table"] == "imports":
         return measure_import(spec)
+    if spec["table"] == "preflight":
+        return measure_look(spec)
     return measure_scaling(spec) if spec["table"] == "scaling" else measure_task(spec)
 
 

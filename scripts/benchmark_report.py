@@ -21,6 +21,8 @@ ACCURACY_BAND = 1e-6  # one image more or less is at least 1e-4; float32 rounds 
 PEAK_SHARE = 0.8  # of the plain loop's peak memory
 IMPORT_SECONDS = 0.05  # over import torch
 MEMORY_SHARE = 1.1  # of the stored data plus a batch, at the largest n
+CHECK_SECONDS = 1.0  # tc.check on an ordinary network
+CHECK_TIMES = 5  # of one forward and backward, where that is no mere overhead
 GROWTH = 1.5  # cost of a sample at the largest n over that at a hundredth of it; linear is 1
 BASELINE, OURS = "plain loop", "torchcls"
 MEGA = 1e6
@@ -177,6 +179,24 @@ def scaling_claims(runs: Runs) -> list[Claim]:
     ]
 
 
+def preflight_claims(runs: Runs) -> list[Claim]:
+    longest = max(runs, key=lambda row: spread(one["check"] for one in runs[row]).middle)
+    check = spread(one["check"] for one in runs[longest])
+    claims = [
+        Claim(
+            check.middle <= CHECK_SECONDS,
+            f"tc.check of {longest} takes {check.text('.3f')} s (at most {CHECK_SECONDS})",
+        )
+    ]
+    for row in runs:
+        if row == "step":  # a forward and backward of nothing
+            continue
+        times = spread(one["check"] / one["forward and backward"] for one in runs[row])
+        sentence = f"tc.check of {row} takes {times.text()} times a forward and backward"
+        claims.append(Claim(times.middle <= CHECK_TIMES, f"{sentence} (at most {CHECK_TIMES})"))
+    return claims
+
+
 def samples(row: str) -> int:
     return int(row.replace(",", ""))
 
@@ -239,6 +259,29 @@ def scaling_rows(runs: Runs) -> list[list[str]]:
         ),
     ]
     return cells("samples", runs, columns)
+
+
+def preflight_rows(runs: Runs) -> list[list[str]]:
+    """What checking adds to a run, and what it takes by itself."""
+
+    def each(row: str, name: str, unit: float, form: str) -> str:
+        return spread(unit * one[name] for one in runs[row]).text(form)
+
+    columns: list[Column] = [
+        (
+            "ms at the start",
+            lambda row: spread(1e3 * seconds(one) for one in runs[row]).text(".1f"),
+        ),
+        ("µs in a step", lambda row: each(row, "step", 1e6, ".1f")),
+        ("tc.check, ms", lambda row: each(row, "check", 1e3, ".1f")),
+        (
+            "of a forward and backward",
+            lambda row: spread(
+                one["check"] / one["forward and backward"] for one in runs[row]
+            ).text(),
+        ),
+    ]
+    return cells("", runs, columns)
 
 
 def import_rows(runs: Runs) -> list[list[str]]:

@@ -17,12 +17,12 @@ def is_finite(gradients: Iterable[Tensor | None]) -> bool:
 
     A sum is finite unless one of its terms is not, or it overflows: only then each is looked at.
     """
-    return all(
-        gradient is None
-        or math.isfinite(abs(gradient.sum().item()))
-        or bool((gradient.coalesce().values() if gradient.is_sparse else gradient).isfinite().all())
-        for gradient in gradients
-    )
+    for gradient in gradients:
+        if gradient is not None and not math.isfinite(abs(gradient.sum().item())):
+            values = gradient.coalesce().values() if gradient.is_sparse else gradient
+            if not values.isfinite().all():
+                return False
+    return True
 
 
 def why_not_finite(

@@ -63,6 +63,7 @@ class Preflight:
         self._epoch, self._batch = 0, -1
         self._has_seen_step, self._has_seen_valid = False, valid is None
         self._first_inputs: Any = None  # some of the first batch, until validation was seen
+        self._held: list[Tensor] = []  # what the optimizer holds
         self._order = _Order()
         self._on_device = finite.OnDevice(None)
         if check != "off":
@@ -80,6 +81,7 @@ class Preflight:
     def of_epoch(self, epoch: int, batches: Iterable[Any]) -> Iterator[Iterable[Any]]:
         """Hand on the batches of a training epoch, and explain what a step on one raises."""
         self._epoch, self._batch = epoch, -1
+        self._held = [p for group in self._optimizer.param_groups for p in group["params"]]
         with self._explaining(batches) as seen, finite.OnDevice(self._held_back()) as on_device:
             self._on_device = on_device
             yield seen
@@ -98,15 +100,17 @@ class Preflight:
         self._batch += 1
         if self._check == "off":
             return
-        if not self._has_seen_step and not _is_empty(seen):
-            self._has_seen_step = True
-            self._first_step(batch, seen, loss)
-        if self._epoch == 0:
+        if self._epoch == 0 or not self._has_seen_step:
+            if not self._has_seen_step and not _is_empty(seen):
+                self._has_seen_step = True
+                self._first_step(batch, seen, loss)
             self._passing_by(batch[1], seen.outputs)
-        if isinstance(loss, (int, float)):
-            self._numbers(batch, seen, loss)
-        else:
+        if isinstance(loss, Tensor):
             self._on_device.add(loss)
+        elif not math.isfinite(loss):
+            self._loss_is_not_finite(batch, seen, loss)
+        elif self._looks_at_gradients and not finite.is_finite([p.grad for p in self._held]):
+            self._gradient_is_not_finite()
 
     def _first_step(self, batch: tuple[Any, Any], seen: Seen, loss: Count) -> None:
         outputs, model, loss_fn = seen.outputs, self._model, self._loss_fn
@@ -161,26 +165,26 @@ class Preflight:
         elif self._order.may_be_sorted:
             self._order.add(targets)
 
-    def _numbers(self, batch: tuple[Any, Any], seen: Seen, loss: float) -> None:
-        where = f"batch {self._batch} of epoch {self._epoch} (both counted from 0)"
-        if not math.isfinite(loss):
-            outputs = self._outputs(batch, seen)
-            self._settle(
-                [
-                    finite.why_not_finite(
-                        "non-finite-loss", where, loss, *batch, outputs, self._model, _KEPT
-                    )
-                ]
-            )
-        elif self._looks_at_gradients:
-            held = [p for group in self._optimizer.param_groups for p in group["params"]]
-            if not finite.is_finite(p.grad for p in held):
-                bad = [
-                    name
-                    for name, p in self._model.named_parameters()
-                    if p.grad is not None and not finite.is_finite([p.grad])
-                ]
-                self._settle([finite.why_gradient(where, bad, _KEPT)])
+    def _loss_is_not_finite(self, batch: tuple[Any, Any], seen: Seen, loss: float) -> None:
+        outputs = self._outputs(batch, seen)
+        self._settle(
+            [
+                finite.why_not_finite(
+                    "non-finite-loss", self._where(), loss, *batch, outputs, self._model, _KEPT
+                )
+            ]
+        )
+
+    def _gradient_is_not_finite(self) -> None:
+        bad = [
+            name
+            for name, p in self._model.named_parameters()
+            if p.grad is not None and not finite.is_finite([p.grad])
+        ]
+        self._settle([finite.why_gradient(self._where(), bad, _KEPT)])
+
+    def _where(self) -> str:
+        return f"batch {self._batch} of epoch {self._epoch} (both counted from 0)"
 
     def _outputs(self, batch: tuple[Any, Any], seen: Seen) -> Any:
         """The outputs of the whole batch: of one that was cut, only the first piece was kept."""
