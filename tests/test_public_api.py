@@ -126,6 +126,7 @@ MAY_KNOW = {
         "losses",
         "scorers",
         "step",
+        "structure",
     },
     "data": DATA,
     "data.batches": DATA,

@@ -79,7 +79,7 @@ def check(
         return _sorted(found)
     if any(is_lazy(parameter) for parameter in model.parameters()):
         model, optimizer = copy.deepcopy(model), None  # a first forward gives them their shapes
-    with untouched(model, loss_fn), in_training_mode(model), _eager(model):
+    with untouched(model, loss_fn), in_training_mode(model), eager(model):
         found += _look_at_step(model, pair, loss_fn, named, optimizer)
     return _sorted(found)
 
@@ -89,17 +89,21 @@ def _sorted(findings: list[Finding]) -> list[Finding]:
 
 
 @contextlib.contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
+def eager(model: nn.Module) -> Iterator[None]:
     """Run a compiled model as it was written, so that its graph can be read."""
-    is_compiled = any(
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )
-    if not is_compiled:
+    if not is_compiled(model):
         yield
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether any part of a model is compiled."""
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
 
 
 def _look_at_step(

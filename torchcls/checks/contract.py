@@ -1,11 +1,14 @@
 """Whether outputs, targets and loss fit each other: what the table in ``heads`` lays down."""
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchcls import heads
@@ -28,6 +31,7 @@ _SAME_SHAPE = (
     *_BERNOULLI_LOSSES,
     "mse_loss",
     "multilabel_soft_margin_loss",
+    "kl_div",
     "smooth_l1_loss",
     "huber_loss",
     "l1_loss",
@@ -39,7 +43,16 @@ def name_of(loss_fn: Loss) -> str | None:
     known = recognise(loss_fn)
     if known is not None:
         return known.name
-    return next((name for kind, name in _OTHER_LOSSES if type(loss_fn) is kind), None)
+    if isinstance(loss_fn, functools.partial):
+        return None if loss_fn.args else name_of(loss_fn.func)
+    return next(
+        (
+            name
+            for kind, name in _OTHER_LOSSES
+            if type(loss_fn) is kind or loss_fn is getattr(F, name)
+        ),
+        None,
+    )
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,13 @@ def _form(seen: Seen, loss: Named | None) -> Iterator[Finding]:
     outputs, targets = seen.outputs, seen.targets
     if loss is not None and not isinstance(outputs, Tensor):
         yield error("output-form", _how_to_pick(outputs, loss))
+    elif loss is not None and not (outputs.is_floating_point() or outputs.is_complex()):
+        yield error(
+            "output-form",
+            f"The model gives {_kind(outputs)} where {loss} needs scores as floats: nothing can "
+            "be learned through whole numbers. Leave out what makes them (argmax, .long(), a "
+            "comparison); decide after training.",
+        )
     if loss is not None and not isinstance(targets, Tensor):
         yield error("target-form", _how_to_number(targets, loss))
     if isinstance(outputs, Tensor) and isinstance(targets, Tensor):
@@ -117,34 +137,41 @@ def _form(seen: Seen, loss: Named | None) -> Iterator[Finding]:
 
 
 def _how_to_pick(outputs: Any, loss: Named) -> str:
-    fix = ""
+    one = ""
     if isinstance(outputs, (tuple, list)) and outputs and isinstance(outputs[0], Tensor):
-        fix = f" Pick one: loss_fn=lambda outputs, targets: {loss}(outputs[0], targets)."
-    elif hasattr(outputs, "logits"):
-        fix = f" Pick one: loss_fn=lambda outputs, targets: {loss}(outputs.logits, targets)."
-    elif isinstance(outputs, dict) and outputs:
-        key = next(iter(outputs))
-        fix = f" Pick one: loss_fn=lambda outputs, targets: {loss}(outputs[{key!r}], targets)."
-    return f"{loss} needs one tensor of outputs, but the model gives {_a(outputs)}.{fix}"
+        one = "outputs[0]"
+    elif isinstance(getattr(outputs, "logits", None), Tensor):
+        one = "outputs.logits"
+    elif isinstance(outputs, dict):
+        keys = [key for key, part in outputs.items() if isinstance(part, Tensor) and part.ndim]
+        key = "logits" if "logits" in keys else next(iter(keys), None)
+        one = f"outputs[{key!r}]" if keys else ""
+    fix = f" Pick one: loss_fn=lambda outputs, targets: F.{loss.name}({one}, targets)."
+    needs = f"{loss} needs one tensor of outputs, but the model gives {_a(outputs)}."
+    return needs + (fix if one else "")
 
 
 def _a(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+    return "None" if value is None else f"one {type(value).__name__}"
 
 
 def _how_to_number(targets: Any, loss: Named) -> str:
-    first = targets[0] if isinstance(targets, (tuple, list)) and targets else None
-    if isinstance(first, str):
-        some = ", ".join(map(repr, sorted(set(targets))[:3]))
+    names = targets.tolist() if isinstance(targets, np.ndarray) and targets.ndim == 1 else targets
+    names = [names] if isinstance(names, str) else names
+    if isinstance(names, (tuple, list)) and names and all(isinstance(n, str) for n in names):
+        some = ", ".join(map(repr, sorted(set(names))[:3]))
         return (
             f"The targets are strings ({some}), but {loss} needs numbers. Make ids of a sorted "
             "list of names where the data is read: names.index(label)."
         )
+    fix = "Convert them where the data is read: torch.as_tensor(targets)."
+    if isinstance(targets, dict):
+        fix = "Pick one where the data is read."
     return (
-        f"{loss} needs the targets as one tensor, got {_a(targets)}. "
-        "Convert them where the data is read: torch.as_tensor(targets)."
+        f"{loss} needs the targets as one tensor, got {_a(targets)}."
+        f"{'' if targets is None else ' ' + fix}"
     )
 
 
@@ -161,7 +188,7 @@ def _lengths(
                 f"There are {given} inputs but {wanted} targets in a batch: they do not belong "
                 "together. Look at how the labels were read (a lost header or first row?).",
             )
-    elif loss is not None and wanted is not None and outputs.ndim and len(outputs) != wanted:
+    elif loss is not None and wanted is not None and (not outputs.ndim or len(outputs) != wanted):
         why = ""
         if isinstance(inputs, Tensor) and inputs.ndim == 3 and given == wanted:
             why = (
@@ -187,7 +214,7 @@ def _targets(outputs: Tensor, targets: Tensor, loss_fn: Loss, loss: Named | None
         found = list(_class_targets(outputs, targets, loss, known.options["ignore_index"]))
         return found or list(_class_weights(outputs, known.options["weight"]))
     if loss.name in _SAME_SHAPE:
-        return list(_same_shape(outputs, targets, loss))
+        return [*_same_shape(outputs, targets, loss), *_element_weights(outputs, loss_fn)]
     return []
 
 
@@ -208,10 +235,19 @@ def _class_targets(
             yield from _rows(targets)
         elif found == ids or squeezed:
             squeeze = ".squeeze(1)" if squeezed else ""
+            fix = f"Use targets{squeeze}.long()."
+            if not _is_whole(targets):
+                fix = "These are no class ids: look at how the labels were read."
             yield error(
                 "target-dtype",
-                f"The targets are class ids as {_kind(targets)}{_few(targets)}, but {loss} needs "
-                f"int64. Use targets{squeeze}.long().",
+                f"The targets are {_kind(targets)}{_few(targets)}, but {loss} needs class ids as "
+                f"int64. {fix}",
+            )
+        elif found == shape:
+            yield error(
+                "target-dtype",
+                f"The targets are rows of {_kind(targets)}, but {loss} needs class ids as int64. "
+                "Use targets.argmax(1), or CrossEntropyLoss on raw scores, which takes rows.",
             )
         else:
             yield _other_shape(outputs, targets, loss)
@@ -223,11 +259,19 @@ def _class_targets(
             )
         yield from class_range(targets, shape[1], ignore_index)
         yield from _classes_in_last_axis(outputs)
-    elif found == shape:
+    elif found == shape and _are_multi_hot(targets):
         yield error(
             "target-dtype",
-            f"The targets look one-hot {found} but are {_kind(targets)}. Use targets.float() "
-            "(probabilities) or targets.argmax(1) (class ids).",
+            f"The targets look multi-hot {found}: a row holds several classes or none, but {loss} "
+            "takes one for each sample. Use BCEWithLogitsLoss with targets.float().",
+        )
+    elif found == shape:
+        use = "targets.argmax(1)"
+        if loss.name == "cross_entropy":
+            use = "targets.float() (probabilities) or targets.argmax(1) (class ids)"
+        yield error(
+            "target-dtype",
+            f"The targets look one-hot {found} but are {_kind(targets)}. Use {use}.",
         )
     elif squeezed:
         long = "" if targets.dtype == torch.int64 else ".long()"
@@ -244,12 +288,19 @@ def _one_output(outputs: Tensor, targets: Tensor, loss: Named) -> str | None:
     is_one = outputs.ndim == 1 and targets.ndim > 0 and len(outputs) == len(targets)
     if not is_one and not (outputs.ndim >= 2 and outputs.shape[1] == 1):
         return None
+    if outputs.ndim > 2 and targets.ndim == 1 and outputs.numel() > len(outputs):
+        return None  # their axes are wrong before their number of classes is
     floats = "" if targets.is_floating_point() else ".float()"
     column = ".reshape(-1, 1)" if targets.ndim == 1 and outputs.ndim == 2 else ""
     change = f" with targets{floats}{column}" if floats or column else ""
     ids = "" if targets.ndim == 1 and floats else " and class ids as int64 (n,)"
+    effect = "is always 0 and teaches nothing"
+    if is_one:
+        effect = "takes the samples for the classes of one sample"
+    elif loss.name == "nll_loss":
+        effect = "has one class alone to choose from and teaches nothing"
     return (
-        f"{loss} over one output (outputs {tuple(outputs.shape)}) is always 0 and teaches nothing. "
+        f"{loss} over one output (outputs {tuple(outputs.shape)}) {effect}. "
         f"Use BCEWithLogitsLoss{change}, or give the last layer one output for each class{ids}."
     )
 
@@ -266,6 +317,16 @@ def _other_shape(outputs: Tensor, targets: Tensor, loss: Named) -> Finding:
     hint = ""
     if len(found) == 2 and found[0] == shape[0] and len(shape) == 2:
         hint = f" The last layer has {shape[1]} outputs; rows of {found[1]} need as many."
+    elif len(shape) > 2 and found == (shape[0], *shape[2:], shape[1]):
+        floats = "" if targets.is_floating_point() else ".float()"
+        hint = f" Use targets.argmax(-1), or targets.movedim(-1, 1){floats} for rows."
+    elif len(shape) > 2 and found == shape[:1] and math.prod(shape[2:]) == 1:
+        hint = f" Use outputs.flatten(1), giving {shape[:2]}."
+    elif len(shape) == 4 and found == shape[:1]:
+        hint = (
+            " For one class for each sample bring the outputs to (n, classes), as "
+            "nn.AdaptiveAvgPool2d(1) and nn.Flatten() do with maps."
+        )
     return error(
         "target-shape",
         f"The targets have shape {found}, but beside outputs {shape} {loss} needs "
@@ -287,8 +348,15 @@ def class_range(targets: Tensor, num_classes: int, ignore_index: int) -> Iterato
         fix = "Subtract 1: targets - 1."
     elif high < num_classes and low < 0 and (counted[counted < 0] == low).all():
         fix = f"If {low} marks what does not count, say ignore_index={low} to the loss."
+    elif high == 255 and low == 0 and ((counted == 0) | (counted == 255)).all():
+        fix = (
+            "Use targets // 255 for a mask of pixels, or say ignore_index=255 to the loss if 255 "
+            "marks what does not count."
+        )
     elif (counted[counted >= num_classes] == high).all() and low >= 0 and high in (254, 255):
         fix = f"If {high} marks what does not count, say ignore_index={high} to the loss."
+    elif low >= num_classes > high - low:
+        fix = "Number the classes from 0, as targets - targets.min() over all of them does."
     elif low >= 0:
         fix = f"Give the last layer {high + 1} outputs, or number the classes from 0."
     else:
@@ -322,12 +390,40 @@ def _rows(targets: Tensor) -> Iterator[Finding]:
 
 
 def _class_weights(outputs: Tensor, weight: Any) -> Iterator[Finding]:
+    is_wide = isinstance(weight, Tensor) and weight.dtype == torch.float64
+    if is_wide and outputs.dtype == torch.float32:
+        yield error("loss-weight", "The weight of the loss is float64: use weight.float().")
+    if isinstance(weight, Tensor) and not weight.is_floating_point():
+        yield error(
+            "loss-weight",
+            f"The weight of the loss must be floats, got {_kind(weight)}: use weight.float().",
+        )
     if isinstance(weight, Tensor) and outputs.ndim >= 2 and weight.numel() != outputs.shape[1]:
         yield error(
             "loss-weight",
             f"The loss has weights for {weight.numel()} classes, but the model has "
             f"{outputs.shape[1]} outputs. Give one weight for each output.",
         )
+
+
+def _element_weights(outputs: Tensor, loss_fn: Loss) -> Iterator[Finding]:
+    """Weights that have more numbers than the outputs: torch raises, or broadcasts the loss."""
+    known = recognise(loss_fn)
+    for option in ("weight", "pos_weight") if known is not None else ():
+        weight = known.options[option] if known is not None else None
+        if not isinstance(weight, Tensor):
+            continue
+        shape, found = tuple(outputs.shape), tuple(weight.shape)
+        one_each = all(
+            ours in (1, full) for ours, full in zip(found[::-1], shape[::-1], strict=False)
+        )
+        if len(found) > len(shape) or not one_each:
+            only = " One output takes one pos_weight: that of the 1." if shape[1:] == (1,) else ""
+            yield error(
+                "loss-weight",
+                f"The {option} of the loss has shape {found}, which does not go with outputs "
+                f"{shape}.{only if option == 'pos_weight' else ''}",
+            )
 
 
 def _classes_in_last_axis(outputs: Tensor) -> Iterator[Finding]:
@@ -357,6 +453,15 @@ def _same_shape(outputs: Tensor, targets: Tensor, loss: Named) -> Iterator[Findi
             fix = f"Use targets{floats}.reshape(-1, 1), or outputs.squeeze(1)."
         elif len(shape) == 1 and found == (*shape, 1):
             fix = f"Use targets.squeeze(1){floats}."
+        elif len(shape) > 2 and shape == (found[0], 1, *found[1:]):
+            fix = f"Use targets{floats}.unsqueeze(1)."
+        elif len(shape) == 2 and shape[1] > 1 and found == (shape[0], 1):
+            fix = (
+                "Class ids go with CrossEntropyLoss and targets.squeeze(1).long(); for one number "
+                "for each sample give the last layer one output."
+            )
+        elif outputs.numel() == targets.numel():
+            fix = f"Use targets{floats}.reshape({', '.join(map(str, (-1, *shape[1:])))})."
         elif found == shape[:1] + shape[2:] and len(shape) > 1:
             rows = "torchcls.one_hot(targets, k)" if len(shape) == 2 else "one-hot rows"
             fix = (
@@ -373,7 +478,8 @@ def _same_shape(outputs: Tensor, targets: Tensor, loss: Named) -> Iterator[Findi
     elif not targets.is_floating_point():
         yield error(
             "target-dtype",
-            f"The targets are {_kind(targets)}, but {loss} needs floats. Use targets.float().",
+            f"The targets are {_kind(targets)}, but {loss} needs floats. Use targets.float()"
+            f"{' / 255' if _is_mask(targets) else ''}.",
         )
     elif loss.name in _BERNOULLI_LOSSES:
         yield from probability_range(targets, loss)
@@ -386,8 +492,16 @@ def probability_range(targets: Tensor, loss: Named) -> Iterator[Finding]:
     low, high = (bound.item() for bound in targets.aminmax())
     if low >= 0 and high <= 1:
         return
-    if low == -1 and high == 1:
+    is_two = bool(((targets == low) | (targets == high)).all())
+    if low == -1 and high == 1 and is_two:
         fix = "Use (targets + 1) / 2 for -1 and 1."
+    elif low == 1 and high == 2 and is_two:
+        fix = "Use targets - 1 for 1 and 2."
+    elif low < 0 and high <= 1 and (targets[targets < 0] == low).all():
+        fix = (
+            f"If {low:g} marks what does not count, leave it out in a loss of your own, since "
+            f"{loss} has no ignore_index."
+        )
     elif low >= 0 and 100 < high <= 255:
         fix = "Use targets / 255 for a mask of pixels."
     elif low >= 0 and not (targets % 1).any():
@@ -399,6 +513,24 @@ def probability_range(targets: Tensor, loss: Named) -> Iterator[Finding]:
         f"The targets of {loss} must lie in [0, 1], got {low:g} to {high:g}: beyond it the loss "
         f"falls without limit. {fix}",
     )
+
+
+def _is_mask(targets: Tensor) -> bool:
+    """Whether these are pixels of 0 and 255."""
+    if targets.device.type != "cpu" or targets.dtype == torch.bool:
+        return False
+    return bool((targets == 255).any() and ((targets == 0) | (targets == 255)).all())
+
+
+def _is_whole(targets: Tensor) -> bool:
+    return targets.device.type != "cpu" or bool((targets == targets.trunc()).all())
+
+
+def _are_multi_hot(targets: Tensor) -> bool:
+    if targets.device.type != "cpu" or targets.numel() == 0:
+        return False
+    are_hot = ((targets == 0) | (targets == 1)).all()
+    return bool(are_hot and (targets.long().sum(1) != 1).any())
 
 
 def _kind(tensor: Tensor) -> str:
@@ -420,11 +552,22 @@ def _head(seen: Seen, loss: Named | None) -> Iterator[Finding]:
     executed = last_executed(outputs)
     if executed is not None and not _values_agree(outputs, executed):
         executed = None
+    if executed is not None and executed.is_of_one and outputs.numel() > 1:
+        always = "1" if executed.name == "softmax" else "0"
+        yield error(
+            "one-output",
+            f"The model ends in a {executed.name} over one output (outputs "
+            f"{tuple(outputs.shape)}), which is always {always}, whatever the model says. Use a "
+            "sigmoid for one output, or give the last layer one output for each class.",
+        )
+        return
     if executed is not None and executed.dim is not None:
         wrong = _wrong_axis(outputs, seen.targets, executed, loss)
         if wrong is not None:
             yield wrong
             return
+    if loss is not None and executed is None:
+        yield from _by_value(outputs, loss)
     if loss is None or executed is None:
         return
     if loss.name == "multilabel_soft_margin_loss":
@@ -523,6 +666,25 @@ def _floor(outputs: Tensor, done: str, within: str) -> str:
     return ", so no probability rises above 0.5"
 
 
+def _by_value(outputs: Tensor, loss: Named) -> Iterator[Finding]:
+    """Values that no probability and no logarithm of one has; read on the CPU only."""
+    if outputs.device.type != "cpu" or outputs.numel() == 0:
+        return
+    low, high = outputs.detach().aminmax()
+    if loss.name == "binary_cross_entropy" and bool((low < 0) | (high > 1)):
+        yield error(
+            "not-probabilities",
+            f"{loss} needs probabilities, but the outputs are none{_span(outputs)}. "
+            "Use BCEWithLogitsLoss on raw scores, or add a Sigmoid.",
+        )
+    elif loss.name == "nll_loss" and math.isfinite(high) and high > 1e-2:
+        yield warning(
+            "not-log-probabilities",
+            f"{loss} needs log-probabilities, which are never above 0, but the outputs are"
+            f"{_span(outputs)}. Use CrossEntropyLoss on raw scores, or add LogSoftmax(dim=1).",
+        )
+
+
 def _no_log_probabilities(outputs: Tensor, executed: Executed, loss: Named) -> Iterator[Finding]:
     use = "CrossEntropyLoss" if loss.name == "nll_loss" else "log_softmax at the end"
     if executed.name in ("softmax", "sigmoid"):
@@ -543,8 +705,13 @@ def _no_log_probabilities(outputs: Tensor, executed: Executed, loss: Named) -> I
 def _no_probabilities(outputs: Tensor, executed: Executed, loss: Named) -> Iterator[Finding]:
     if executed.name in ("log_softmax", "log_sigmoid"):
         what = "log-probabilities"
-    elif executed.name in ("linear", "relu", "tanh"):
+    elif executed.name == "linear":
         what = "raw scores"
+    elif executed.name in ("relu", "tanh"):
+        what = f"what comes out of a {executed.name}"
+    elif executed.name == "clamp":
+        yield from _clamped(outputs, loss)
+        return
     else:
         return
     yield error(
@@ -552,6 +719,21 @@ def _no_probabilities(outputs: Tensor, executed: Executed, loss: Named) -> Itera
         f"{loss} needs probabilities, but the model gives {what}{_span(outputs)}. "
         "Use BCEWithLogitsLoss on raw scores, or add a Sigmoid.",
     )
+
+
+def _clamped(outputs: Tensor, loss: Named) -> Iterator[Finding]:
+    if outputs.device.type != "cpu" or outputs.numel() == 0:
+        return
+    low, high = outputs.detach().aminmax()
+    if low < 0 or high > 1:
+        yield from _by_value(outputs, loss)
+    elif bool(low == 0) or bool(high == 1):
+        yield warning(
+            "not-probabilities",
+            f"{loss} needs probabilities, but the model clamps raw scores{_span(outputs)}: beyond "
+            "the bounds there is no gradient. Use BCEWithLogitsLoss on raw scores, or a Sigmoid in "
+            "place of the clamp.",
+        )
 
 
 def _span(outputs: Tensor) -> str:

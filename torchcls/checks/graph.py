@@ -5,7 +5,7 @@ softmax may stand inside attention, a sigmoid in a gate. The graph holds what re
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -56,6 +56,7 @@ _NAMES = {
     "LogSigmoidBackward0": "log_sigmoid",
     "ReluBackward0": "relu",
     "TanhBackward0": "tanh",
+    "HardtanhBackward0": "clamp",
     # Nothing bounds what comes out of these.
     "AddmmBackward0": "linear",
     "MmBackward0": "linear",
@@ -75,17 +76,19 @@ class Executed:
     """The last operation that gave the outputs their values.
 
     Attributes:
-        name: softmax, log_softmax, sigmoid, log_sigmoid, relu, tanh or linear (any layer whose
-            outputs nothing bounds).
+        name: softmax, log_softmax, sigmoid, log_sigmoid, relu, tanh, clamp (of raw scores) or
+            linear (any layer whose outputs nothing bounds).
         dim: Over which axis of the outputs a softmax went; None where that cannot be told.
         is_moved: Whether its result was sliced, reshaped or turned afterwards.
         by_hand: Whether it was put together from exp, sum and division.
+        is_of_one: Whether a softmax of torch's went over an axis of length 1.
     """
 
     name: str
     dim: int | None = None
     is_moved: bool = False
     by_hand: bool = False
+    is_of_one: bool = field(default=False, repr=False)
 
 
 def last_executed(outputs: Tensor) -> Executed | None:
@@ -112,7 +115,8 @@ def _executed(node: Any, ndim: int, *, is_moved: bool, depth: int) -> Executed |
     kind = type(node).__name__
     if kind in _NAMES:
         dim = getattr(node, "_saved_dim", None) if "Softmax" in kind else None
-        return Executed(_NAMES[kind], _axis(dim, ndim, is_moved), is_moved)
+        is_of_one = dim is not None and _length(node, dim) == 1
+        return Executed(_NAMES[kind], _axis(dim, ndim, is_moved), is_moved, is_of_one=is_of_one)
 
     def behind(part: Any, is_moved: bool = is_moved) -> Executed | None:
         return _executed(part, ndim, is_moved=is_moved, depth=depth + 1)
@@ -130,8 +134,9 @@ def _executed(node: Any, ndim: int, *, is_moved: bool, depth: int) -> Executed |
     if len(parts) == 1 and kind in _CLAMPS | _SUMS:
         # 1 - p is a probability as p is, and so, but for the rounding, is p + 1e-9.
         inner = behind(parts[0])
-        kept = ("softmax", "sigmoid", "linear") if kind in _SUMS else ("softmax", "sigmoid")
-        return inner if inner and inner.name in kept else None
+        if inner and inner.name == "linear" and kind in _CLAMPS:
+            return Executed("clamp", None, inner.is_moved)
+        return inner if inner and inner.name in ("softmax", "sigmoid", "linear") else None
     if kind not in _JOINS | _SUMS | _SCALES:
         return None
     names = {inner.name if inner else None for inner in (behind(part, True) for part in parts)}
@@ -172,8 +177,11 @@ def _before(node: Any) -> Any:
 
 
 def _sum_in(node: Any) -> Any:
-    """The sum that a node is, behind a logarithm, ``expand`` or a reshape; else None."""
-    while node is not None and (type(node).__name__ in _MOVES or _is(node, "LogBackward")):
+    """The sum that a node is, behind a logarithm, a reshape or a small number added; else None."""
+    passed = _MOVES | _CLAMPS | {"LogBackward0", "AddBackward0"}
+    while type(node).__name__ in passed:
+        if sum(part is not None for part, _ in node.next_functions) != 1:
+            return None  # a sum of two tensors
         node = _before(node)
     return node if _is(node, "SumBackward") else None
 
@@ -182,6 +190,12 @@ def _only(total: Any) -> int | None:
     """The one axis that a sum went over."""
     dims: tuple[int, ...] = getattr(total, "_saved_dim", ())
     return dims[0] if len(dims) == 1 else None
+
+
+def _length(node: Any, dim: int) -> int | None:
+    metadata = getattr(node, "_input_metadata", ())
+    shape = metadata[0].shape if metadata else ()
+    return shape[dim - (1 << 64) if dim >= 1 << 63 else dim] if shape else None
 
 
 def _axis(dim: int | None, ndim: int, is_moved: bool) -> int | None:

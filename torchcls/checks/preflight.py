@@ -12,11 +12,13 @@ from torch.optim import Optimizer
 from torchcls.averaging import Count, Mean
 from torchcls.checks import contract, finite, graph, scores, sources, training
 from torchcls.checks.check import check as check_batch
+from torchcls.checks.check import eager, is_compiled
 from torchcls.checks.findings import Check, ContractError, Finding, act_on, error
 from torchcls.checks.untouched import untouched
 from torchcls.losses import recognise
 from torchcls.scorers import Metrics, named_metrics
 from torchcls.step import Loss, Seen
+from torchcls.structure import split
 
 _KEPT = "The weights are those after the last good step."
 
@@ -114,7 +116,7 @@ class Preflight:
 
     def _first_step(self, batch: tuple[Any, Any], seen: Seen, loss: Count) -> None:
         outputs, model, loss_fn = seen.outputs, self._model, self._loss_fn
-        found = contract.findings_of(seen, loss_fn)
+        found = contract.findings_of(self._readable(seen), loss_fn)
         found += scores.loss_findings(loss_fn, outputs, seen.targets)
         found += training.gradient_findings(
             (id(p) for p in model.parameters() if p.grad is not None), model, self._optimizer
@@ -135,6 +137,17 @@ class Preflight:
         elif not self._has_seen_valid and isinstance(seen.inputs, Tensor):
             self._first_inputs = seen.inputs[:64].clone() if seen.inputs.ndim else None
         self._settle(found)
+
+    def _readable(self, seen: Seen) -> Seen:
+        """The same step with a graph that can be read: of a compiled model a few samples, eager."""
+        if not is_compiled(self._model):
+            return seen
+        try:
+            inputs, targets = (split(part, 8)[0] for part in (seen.inputs, seen.targets))
+            with untouched(self._model), torch.enable_grad(), eager(self._model):
+                return Seen(inputs, targets, self._model(inputs))
+        except Exception:  # a model that takes no part of a batch
+            return seen
 
     def _scores(self, outputs: Any, targets: Any) -> list[Finding]:
         """Try the metrics on targets of the form that validation has."""
