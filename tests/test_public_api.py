@@ -77,7 +77,7 @@ MAY_KNOW = {
     "checks.untouched": {"device"},
     "checks.failure": {"checks.findings", "structure"},
     "checks.finite": {"checks.findings", "checks.graph", "structure"},
-    "checks.training": {"checks.findings", "checks.graph", "step"},
+    "checks.training": {"checks.contract", "checks.findings", "checks.graph", "step"},
     "checks.contract": {"checks.findings", "checks.graph", "heads", "losses", "step"},
     "checks.scores": {
         "checks.contract",

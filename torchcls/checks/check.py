@@ -77,8 +77,11 @@ def check(
     except TypeError as no_pair:
         found.append(error("batch-form", str(no_pair)))
         return _sorted(found)
-    if any(is_lazy(parameter) for parameter in model.parameters()):
-        model, optimizer = copy.deepcopy(model), None  # a first forward gives them their shapes
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        try:  # a first forward gives them their shapes
+            model, optimizer = copy.deepcopy(model), None
+        except Exception:  # some cannot be copied before
+            return _sorted(found)
     with untouched(model, loss_fn), in_training_mode(model), eager(model):
         found += _look_at_step(model, pair, loss_fn, named, optimizer)
     return _sorted(found)
@@ -115,7 +118,7 @@ def _look_at_step(
 ) -> list[Finding]:
     device = device_of(model)
     loss_fn = loss_on(loss_fn, device)
-    inputs, targets = to_device(_few(pair), device)
+    inputs, targets = to_device(_few(pair) if contract.name_of(loss_fn) else pair, device)
     inputs = mapped(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
     try:
         outputs = model(inputs)
@@ -128,14 +131,17 @@ def _look_at_step(
     found += scores.findings_of(named, outputs, targets, loss_fn, is_asked=True)
     found += scores.loss_findings(loss_fn, outputs, targets)
     try:
-        count = averaging_of(loss_fn).count(targets)
-        loss, _ = one_loss(loss_fn(outputs, targets), count)
+        averaging = averaging_of(loss_fn)
+        loss, count = one_loss(loss_fn(outputs, targets), averaging.count(targets))
     except Exception as raised:
         is_known = any(finding.severity == "error" for finding in found)
         return found if is_known else [*found, _failed("loss-fails", "loss", raised, outputs)]
     found += training.graph_findings(outputs, loss, model)
-    found += _numbers(loss, count, inputs, targets, outputs, model, loss_fn)
+    mean = averaging.reported(loss.detach(), count)
+    found += _numbers(mean, count, inputs, targets, outputs, model, loss_fn)
     if loss.requires_grad:
+        if optimizer is not None and contract.name_of(loss_fn) is None:
+            found += training.held_findings(model, optimizer, training.leaves(loss))
         found += _gradients(loss, model, optimizer)
     return found
 
@@ -185,7 +191,9 @@ def _gradients(loss: Tensor, model: nn.Module, optimizer: Optimizer | None) -> l
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     except RuntimeError:  # reentrant checkpoints, say, work with backward() alone
         return []
-    got = [id(p) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+    got = {id(p) for p, g in zip(parameters, gradients, strict=True) if g is not None}
+    of_model = set(map(id, model.parameters()))
+    got |= training.leaves(loss) - of_model  # a loss's own
     found = list(training.gradient_findings(got, model, optimizer))
     if math.isfinite(loss.item()) and not finite.is_finite(gradients):
         names = {id(p): name for name, p in model.named_parameters()}

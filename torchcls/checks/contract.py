@@ -27,6 +27,7 @@ _OTHER_LOSSES: tuple[tuple[type[nn.Module], str], ...] = (
     (nn.HuberLoss, "huber_loss"),
     (nn.L1Loss, "l1_loss"),
 )
+_NEED_FLOATS = (*_BERNOULLI_LOSSES, "kl_div", "huber_loss")  # torch raises for whole numbers
 _SAME_SHAPE = (
     *_BERNOULLI_LOSSES,
     "mse_loss",
@@ -178,28 +179,28 @@ def _how_to_number(targets: Any, loss: Named) -> str:
 def _lengths(
     inputs: Any, outputs: Tensor, targets: Tensor, loss: Named | None
 ) -> Iterator[Finding]:
+    # A loss of one's own may take one row for several outputs, as pairs and triplets do.
+    if loss is None or not targets.ndim or (outputs.ndim and len(outputs) == len(targets)):
+        return
     given = len(inputs) if isinstance(inputs, Tensor) and inputs.ndim else None
-    wanted = len(targets) if targets.ndim else None
-    if given is not None and wanted is not None and given != wanted and len(targets) > 1:
-        # A loss of one's own may take one row for several inputs, as pairs and triplets do.
-        if loss is not None:
-            yield error(
-                "target-shape",
-                f"There are {given} inputs but {wanted} targets in a batch: they do not belong "
-                "together. Look at how the labels were read (a lost header or first row?).",
-            )
-    elif loss is not None and wanted is not None and (not outputs.ndim or len(outputs) != wanted):
-        why = ""
-        if isinstance(inputs, Tensor) and inputs.ndim == 3 and given == wanted:
-            why = (
-                " The model read the images as one: add the channel axis with "
-                f"inputs.unsqueeze(1), giving {(given, 1, *inputs.shape[1:])}."
-            )
+    if outputs.ndim and given == len(outputs):
         yield error(
-            "output-shape",
-            f"The model gives outputs of shape {tuple(outputs.shape)} for {wanted} targets: "
-            f"their first axes must be the samples.{why}",
+            "target-shape",
+            f"There are {given} inputs but {len(targets)} targets in a batch: they do not belong "
+            "together. Look at how the labels were read (a lost header or first row?).",
         )
+        return
+    why = ""
+    if isinstance(inputs, Tensor) and inputs.ndim == 3 and given == len(targets):
+        why = (
+            " The model read the images as one: add the channel axis with "
+            f"inputs.unsqueeze(1), giving {(given, 1, *inputs.shape[1:])}."
+        )
+    yield error(
+        "output-shape",
+        f"The model gives outputs of shape {tuple(outputs.shape)} for {len(targets)} targets: "
+        f"their first axes must be the samples.{why}",
+    )
 
 
 # ------------------------------------------------------------------ targets
@@ -475,13 +476,13 @@ def _same_shape(outputs: Tensor, targets: Tensor, loss: Named) -> Iterator[Findi
             f"{loss} compares number with number, so the targets must have the shape of the "
             f"outputs, got targets {found} and outputs {shape}. {fix}",
         )
-    elif not targets.is_floating_point():
+    elif not targets.is_floating_point() and loss.name in _NEED_FLOATS:
         yield error(
             "target-dtype",
             f"The targets are {_kind(targets)}, but {loss} needs floats. Use targets.float()"
             f"{' / 255' if _is_mask(targets) else ''}.",
         )
-    elif loss.name in _BERNOULLI_LOSSES:
+    elif loss.name in _BERNOULLI_LOSSES and targets.is_floating_point():
         yield from probability_range(targets, loss)
 
 
@@ -490,7 +491,7 @@ def probability_range(targets: Tensor, loss: Named) -> Iterator[Finding]:
     if targets.device.type != "cpu" or targets.numel() == 0 or targets.isnan().any():
         return
     low, high = (bound.item() for bound in targets.aminmax())
-    if low >= 0 and high <= 1:
+    if low >= -1e-4 and high <= 1 + 1e-4:  # rounding, as of a smoothed target
         return
     is_two = bool(((targets == low) | (targets == high)).all())
     if low == -1 and high == 1 and is_two:
@@ -549,6 +550,8 @@ def _few(targets: Tensor) -> str:
 
 def _head(seen: Seen, loss: Named | None) -> Iterator[Finding]:
     outputs = seen.outputs
+    if outputs.is_complex():
+        return
     executed = last_executed(outputs)
     if executed is not None and not _values_agree(outputs, executed):
         executed = None
@@ -607,10 +610,11 @@ def _wrong_axis(
     if executed.name not in ("softmax", "log_softmax") or outputs.ndim < 2 or executed.dim == 1:
         return None
     call = executed.name if executed.by_hand else executed.name.title().replace("_", "")
-    if loss is None or loss.name not in (*_CLASS_LOSSES, "kl_div"):
+    if loss is None or loss.name not in _CLASS_LOSSES:
         # With a loss of one's own only what cannot be meant: class ids, and a softmax over samples.
         has_ids = isinstance(targets, Tensor) and not targets.is_floating_point()
         is_square = outputs.shape[0] == outputs.shape[1]  # both axes may be samples
+        is_square |= outputs.shape[1] == 1  # scores of a list, as in ranking
         if loss is not None or executed.dim != 0 or outputs.ndim != 2 or is_square or not has_ids:
             return None
         if targets.shape != outputs.shape[:1]:

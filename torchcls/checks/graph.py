@@ -68,6 +68,8 @@ _NAMES = {
     "CudnnBatchNormBackward0": "linear",
     "NativeLayerNormBackward0": "linear",
 }
+# Which of their operands is the weight.
+_WEIGHTS = {"AddmmBackward0": 2, "MmBackward0": 1, "ConvolutionBackward0": 1}
 _BATCH_NORMS = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
 
 
@@ -114,6 +116,8 @@ def _executed(node: Any, ndim: int, *, is_moved: bool, depth: int) -> Executed |
         return None
     kind = type(node).__name__
     if kind in _NAMES:
+        if kind in _WEIGHTS and not _is_trained_weight(node.next_functions[_WEIGHTS[kind]][0]):
+            return None  # a mixture by known shares, a table of log-probabilities
         dim = getattr(node, "_saved_dim", None) if "Softmax" in kind else None
         is_of_one = dim is not None and _length(node, dim) == 1
         return Executed(_NAMES[kind], _axis(dim, ndim, is_moved), is_moved, is_of_one=is_of_one)
@@ -168,6 +172,13 @@ def _put_together(node: Any, ndim: int, is_moved: bool) -> Executed | None:
     return None
 
 
+def _is_trained_weight(node: Any) -> bool:
+    """Whether this is a parameter as it stands, turned or cast at most."""
+    while type(node).__name__ in _MOVES | _COPIES:
+        node = _before(node)
+    return _is(node, "AccumulateGrad")
+
+
 def _is(node: Any, name: str) -> bool:
     return type(node).__name__.startswith(name)
 
@@ -218,15 +229,16 @@ def nodes(outputs: Tensor) -> Iterator[Any]:
         left.extend(following for following, _ in node.next_functions)
 
 
-def normalises_single_values(outputs: Tensor) -> bool:
-    """Whether batch statistics were taken over one value for each sample, so that one is too few.
+def normalises_single_values(outputs: Tensor, n: int) -> bool:
+    """Whether batch statistics were taken over one value for each of n samples: one is too few.
 
     So by ``BatchNorm1d`` behind a linear layer, and by ``BatchNorm2d`` over 1 x 1 pixels.
     """
     for node in nodes(outputs):
         if type(node).__name__ in _BATCH_NORMS and getattr(node, "_saved_training", True):
             metadata = getattr(node, "_input_metadata", ())
-            if metadata and prod(metadata[0].shape[2:]) == 1:
+            shape: tuple[int, ...] = tuple(metadata[0].shape) if metadata else ()
+            if len(shape) > 1 and shape[0] == n and prod(shape[2:]) == 1:
                 return True
     return False
 

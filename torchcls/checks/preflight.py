@@ -118,16 +118,17 @@ class Preflight:
         outputs, model, loss_fn = seen.outputs, self._model, self._loss_fn
         found = contract.findings_of(self._readable(seen), loss_fn)
         found += scores.loss_findings(loss_fn, outputs, seen.targets)
-        found += training.gradient_findings(
-            (id(p) for p in model.parameters() if p.grad is not None), model, self._optimizer
-        )
-        found += self._scores(outputs, seen.targets)
+        used = {id(p) for p in (*model.parameters(), *self._held) if p.grad is not None}
+        found += training.gradient_findings(used, model, self._optimizer)
+        if contract.name_of(loss_fn) is None:
+            found += training.held_findings(model, self._optimizer, used)
+        found += self._scores(seen)
         for source in (self._train, self._valid):
             targets = sources.targets_of(source)
             if targets is not None:
                 found += sources.target_range(targets, outputs, loss_fn)
         if isinstance(outputs, Tensor):
-            found += _last_batch(self._train, outputs)
+            found += _last_batch(self._train, seen)
         if isinstance(loss, (int, float)):
             found += sources.unscaled_pixels(seen.inputs, outputs, loss, loss_fn)
         valid = sources.some_rows(self._valid)
@@ -149,12 +150,15 @@ class Preflight:
         except Exception:  # a model that takes no part of a batch
             return seen
 
-    def _scores(self, outputs: Any, targets: Any) -> list[Finding]:
+    def _scores(self, seen: Seen) -> list[Finding]:
         """Try the metrics on targets of the form that validation has."""
+        outputs, targets = seen.outputs, seen.targets
         if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or not outputs.ndim:
             return []
         valid = sources.some_rows(self._valid)
         if valid is not None:
+            if not isinstance(seen.inputs, Tensor) or valid[0].shape[1:] != seen.inputs.shape[1:]:
+                return []  # and so may the outputs be
             targets = valid[1].to(outputs.device)
             n = min(len(outputs), len(targets))
             outputs, targets = outputs[:n], targets[:n]
@@ -340,9 +344,10 @@ class _Order:
         self._last = int(ids[-1])
 
 
-def _last_batch(train: Any, outputs: Tensor) -> Iterator[Finding]:
+def _last_batch(train: Any, seen: Seen) -> Iterator[Finding]:
     last = sources.last_batch_of_one(train)
-    if last is not None and graph.normalises_single_values(outputs):
+    n = len(seen.targets) if isinstance(seen.targets, Tensor) and seen.targets.ndim else 0
+    if last is not None and n == last[1] and graph.normalises_single_values(seen.outputs, n):
         n, size = last
         yield error(
             "last-batch",

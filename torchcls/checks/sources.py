@@ -53,6 +53,8 @@ class _Held:
 def _held(source: Any) -> _Held | None:
     if type(source) is Batches:
         return _Held(source.inputs, source.targets, None, source.transform is not None)
+    if not _takes_all(source):  # a sampler may leave some out, or take what it likes
+        return None
     dataset, rows = _dataset(source), None
     if type(dataset) is Subset:
         try:
@@ -77,7 +79,7 @@ def _takes_all(source: Any) -> bool:
     """Whether a loader goes over its whole dataset, in order or at random."""
     if not isinstance(source, DataLoader) or type(source.batch_sampler) is not BatchSampler:
         return False
-    return type(source.sampler) in (SequentialSampler, RandomSampler)
+    return type(source.batch_sampler.sampler) in (SequentialSampler, RandomSampler)
 
 
 def last_batch_of_one(source: Any) -> tuple[int, int] | None:
@@ -177,7 +179,9 @@ def _places(pair: Any) -> tuple[int, int, int, int] | None:
 def _same_samples(train: Any, valid: Any) -> Iterator[Finding]:
     batches = _number_of(valid)
     if valid is train:
-        if batches is not None and batches > 1:
+        # A stream may hold something else each time.
+        is_stored = isinstance(train, (Batches, list, tuple)) or _takes_all(train)
+        if is_stored and batches is not None and batches > 1:
             yield _valid_is_train("The validation batches are the training batches")
         return
     if isinstance(train, list) and isinstance(valid, list):
@@ -229,7 +233,8 @@ def _overlap(ours: _Held, theirs: _Held, *, is_one_batch: bool) -> Iterator[Find
     asked = torch.linspace(0, n - 1, min(n, 256, max(16, 4_000_000 // width))).long()
     if theirs.rows is not None:
         asked = theirs.rows[asked].long()
-    stored, samples = ours.inputs.flatten(1), theirs.inputs.flatten(1)[asked]
+    stored = ours.inputs.reshape(len(ours.inputs), -1)
+    samples = theirs.inputs.reshape(len(theirs.inputs), -1)[asked]
     # A few columns that tell samples apart say where to look; whole rows are compared then.
     among = torch.linspace(0, width - 1, min(width, 4096)).long()
     columns = among[samples[:, among].double().var(0).topk(min(16, len(among))).indices]
@@ -373,7 +378,7 @@ def scale_findings(train: Any, valid: Any) -> Iterator[Finding]:
         return
     ratio = max(ours / theirs, theirs / ours)
     if ratio > 30:
-        low, high = (x.float().aminmax() for x in (train, valid))
+        low, high = (x.detach().float().aminmax() for x in (train, valid))
         yield warning(
             "scale-differs",
             f"Training inputs run from {low[0].item():.4g} to {low[1].item():.4g}, validation "
@@ -382,7 +387,10 @@ def scale_findings(train: Any, valid: Any) -> Iterator[Finding]:
 
 
 def _spread(inputs: Tensor) -> float:
-    return float(inputs.float().abs().mean())
+    some = inputs.detach().flatten()
+    some = some[:: 1 + some.numel() // 100_000].float().abs()
+    # Neither a few outliers nor many zeros move it.
+    return float(some.kthvalue(1 + int(0.9 * (some.numel() - 1))).values)
 
 
 def unscaled_pixels(inputs: Any, outputs: Any, loss: float, loss_fn: Loss) -> Iterator[Finding]:
@@ -395,11 +403,11 @@ def unscaled_pixels(inputs: Any, outputs: Any, loss: float, loss_fn: Loss) -> It
         return
     if not inputs.is_floating_point() or inputs.device.type != "cpu" or inputs[0].numel() < 16:
         return
-    guessing = _loss_of_guessing(outputs, loss_fn)
+    inputs, guessing = inputs.detach(), _loss_of_guessing(outputs, loss_fn)
     if guessing is None or not math.isfinite(loss) or loss < 3 * guessing:
         return
     low, high = (bound.item() for bound in inputs.aminmax())
-    if low >= 0 and 100 < high <= 255.5:
+    if 0 <= low <= 10 and 100 < high <= 255.5:
         yield warning(
             "unscaled-inputs",
             f"The inputs run from {low:g} to {high:g} (mean {inputs.mean().item():.3g}), which "
@@ -410,7 +418,7 @@ def unscaled_pixels(inputs: Any, outputs: Any, loss: float, loss_fn: Loss) -> It
 
 def _loss_of_guessing(outputs: Tensor, loss_fn: Loss) -> float | None:
     known = recognise(loss_fn)
-    if known is None:
+    if known is None or any(known.options[name] is not None for name in ("weight", "pos_weight")):
         return None
     if known.name in ("cross_entropy", "nll_loss"):
         return math.log(outputs.shape[1]) if outputs.ndim > 1 and outputs.shape[1] > 1 else None

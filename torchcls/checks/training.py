@@ -1,12 +1,13 @@
 """Whether a step trains what is to be trained: the model, the optimizer, the gradients."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from torchcls.checks.contract import name_of
 from torchcls.checks.findings import Finding, error, note, warning
 from torchcls.checks.graph import nodes
 from torchcls.step import Loss
@@ -16,27 +17,34 @@ def findings_of(
     model: nn.Module, loss_fn: Loss, optimizer: Optimizer | None, *, has_schedule: bool = False
 ) -> Iterator[Finding]:
     """What can be seen of model and optimizer before anything runs."""
-    parameters = dict(model.named_parameters())
-    trainable = {name: p for name, p in parameters.items() if p.requires_grad}
-    if parameters and not trainable:
-        last = list(dict(model.named_children())) or [""]
+    # A loss of one's own may have parameters that nobody sees, in a closure, say: its first step
+    # tells which are used.
+    is_known = name_of(loss_fn) is not None
+    if is_known:
+        yield from frozen_findings(model)
+    if optimizer is None:
+        return
+    if is_known:
+        yield from held_findings(model, optimizer, set())
+    yield from _loss_parameters(loss_fn, optimizer)
+    groups = optimizer.param_groups
+    if not has_schedule and all(float(group.get("lr", 1)) == 0 for group in groups):
+        yield note("learning-rate", "The learning rate is 0 in every group: nothing will move.")
+    if is_known and all(group.get("maximize") for group in groups):
+        yield warning(
+            "maximize", "The optimizer maximises the loss (maximize=True). Leave maximize out."
+        )
+
+
+def frozen_findings(model: nn.Module) -> Iterator[Finding]:
+    """Whether no parameter of the model needs a gradient."""
+    parameters = list(model.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        last = [*dict(model.named_children())] or [""]
         yield error(
             "all-frozen",
             f"No parameter of the model needs a gradient ({len(parameters)} of {len(parameters)} "
             f"are frozen). Unfreeze the head: {_access(last[-1])}.requires_grad_(True).",
-        )
-        return
-    if optimizer is None:
-        return
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    yield from _held(trainable, parameters, held, _own_parameters(loss_fn))
-    yield from _loss_parameters(loss_fn, held)
-    groups = optimizer.param_groups
-    if not has_schedule and all(float(group.get("lr", 1)) == 0 for group in groups):
-        yield note("learning-rate", "The learning rate is 0 in every group: nothing will move.")
-    if any(group.get("maximize") for group in groups):
-        yield warning(
-            "maximize", "The optimizer maximises the loss (maximize=True). Leave maximize out."
         )
 
 
@@ -46,25 +54,26 @@ def _access(name: str) -> str:
     return "model" + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in name.split("."))
 
 
-def _own_parameters(loss_fn: Loss) -> list[nn.Parameter]:
-    return list(loss_fn.parameters()) if isinstance(loss_fn, nn.Module) else []
-
-
-def _held(
-    trainable: dict[str, nn.Parameter],
-    parameters: dict[str, nn.Parameter],
-    held: list[nn.Parameter],
-    of_loss: list[nn.Parameter],
+def held_findings(
+    model: nn.Module, optimizer: Optimizer, used: Collection[int]
 ) -> Iterator[Finding]:
-    ids = set(map(id, held))
-    missing = [name for name, p in trainable.items() if id(p) not in ids]
-    known = set(map(id, (*parameters.values(), *of_loss)))
-    foreign = [p for p in held if id(p) not in known]
+    """Whether the optimizer holds what is to be trained, by identity.
+
+    Args:
+        model: The model.
+        optimizer: Its optimizer.
+        used: The ``id`` of every tensor that the loss has gradients for, as far as it is known.
+    """
+    parameters = dict(model.named_parameters())
+    trainable = [name for name, p in parameters.items() if p.requires_grad]
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    ids, of_model = set(map(id, held)), set(map(id, parameters.values()))
+    missing = [name for name in trainable if id(parameters[name]) not in ids]
+    foreign = [p for p in held if id(p) not in of_model and id(p) not in used]
     if not missing:
         return
     which = f"{len(missing)} of {len(trainable)} trainable parameters ({_some(missing)})"
-    last = next(reversed(trainable))
-    if len(foreign) == len(held):
+    if held and len(foreign) == len(held):
         yield error(
             "optimizer-of-another-model",
             "The optimizer must hold parameters of the model, got one that holds none of them. "
@@ -76,18 +85,12 @@ def _held(
             f"The optimizer does not hold {which}, but {len(foreign)} that the model does not have "
             "(any more). Make it after the last change of the model.",
         )
-    elif last in missing:
-        yield warning(
-            "optimizer-misses",
-            f"The optimizer does not hold {which}, the last layer among them: it will stay as it "
-            "is. Make the optimizer after the last change of the model, or freeze what is not to "
-            "be trained with requires_grad_(False).",
-        )
     else:
         yield note(
             "optimizer-part",
-            f"The optimizer does not hold {which}: they will stay as they are. "
-            "requires_grad_(False) would save their gradients.",
+            f"The optimizer does not hold {which}: they will stay as they are. Make it after the "
+            "last change of the model, or freeze what is not to be trained with "
+            "requires_grad_(False), which saves its gradients.",
         )
 
 
@@ -96,21 +99,24 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _loss_parameters(loss_fn: Loss, held: list[nn.Parameter]) -> Iterator[Finding]:
-    ids = set(map(id, held))
-    left = [p for p in _own_parameters(loss_fn) if p.requires_grad and id(p) not in ids]
+def _loss_parameters(loss_fn: Loss, optimizer: Optimizer) -> Iterator[Finding]:
+    own = loss_fn.parameters() if isinstance(loss_fn, nn.Module) else ()
+    ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    left = [p for p in own if p.requires_grad and id(p) not in ids]
     if left:
-        yield warning(
+        yield note(
             "loss-parameters",
             f"The loss has {len(left)} trainable parameters that the optimizer does not hold: they "
-            "will stay as they are. Give it both: optimizer=torch.optim.AdamW([*model.parameters("
-            "), *loss_fn.parameters()]).",
+            "will stay as they are. To train them, give it both: optimizer=torch.optim.AdamW("
+            "[*model.parameters(), *loss_fn.parameters()]).",
         )
 
 
 def graph_findings(outputs: Any, loss: Tensor | None, model: nn.Module) -> Iterator[Finding]:
     """Whether the loss is tied to the parameters at all."""
     if not any(p.requires_grad for p in model.parameters()):
+        if loss is not None and not loss.requires_grad:
+            yield from frozen_findings(model)
         return
     if isinstance(outputs, Tensor) and not outputs.requires_grad:
         yield error(
@@ -128,16 +134,17 @@ def graph_findings(outputs: Any, loss: Tensor | None, model: nn.Module) -> Itera
 
 
 def gradient_findings(
-    with_gradient: Iterable[int], model: nn.Module, optimizer: Optimizer | None
+    with_gradient: Collection[int], model: nn.Module, optimizer: Optimizer | None
 ) -> Iterator[Finding]:
     """Which parameters a backward pass left without gradient.
 
     Args:
-        with_gradient: The ``id`` of every parameter that got one.
+        with_gradient: The ``id`` of every parameter that got one, the loss's own included.
         model: The model.
         optimizer: None: all parameters of the model count.
     """
     got = set(with_gradient)
+    trains_others = bool(got - {id(p) for p in model.parameters()})
     held = (
         None
         if optimizer is None
@@ -151,7 +158,7 @@ def gradient_findings(
     left = [name for name, p in trained if id(p) not in got]
     if not left:
         return
-    if len(left) == len(trained):
+    if len(left) == len(trained) and not trains_others:
         yield error(
             "no-gradient",
             f"None of the {len(left)} parameters to be trained gets a gradient from the loss "

@@ -1,5 +1,6 @@
 """A look at a model that leaves no trace: everything it may change is put back."""
 
+import operator
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -63,6 +64,8 @@ def _module(root: nn.Module) -> Iterator[None]:
             vars(module).clear()
             vars(module).update(found)
         for container, content in containers:
+            if _are_same(container, content):  # some cannot be written at all
+                continue
             container.clear()
             container.extend(content) if isinstance(container, list) else container.update(content)
         with torch.no_grad():
@@ -70,3 +73,12 @@ def _module(root: nn.Module) -> Iterator[None]:
                 # Not written where nothing changed: a graph of the user's may hold the tensor.
                 if not torch.equal(tensor, value):
                     tensor.copy_(value)
+
+
+def _are_same(container: Any, content: Any) -> bool:
+    """Whether two containers hold the very same objects."""
+    if len(container) != len(content) or not all(map(operator.is_, container, content)):
+        return False
+    if isinstance(container, dict):
+        return all(map(operator.is_, container.values(), content.values()))
+    return True
