@@ -105,7 +105,7 @@ def run_once(name):
     return run(name, epochs=10)
 
 
-def run(name, epochs, micro_batch="auto"):
+def run(name, epochs, micro_batch="auto", ignore=("metric-ignores-outputs",)):
     recipe = EXPERIMENTS[name]
     form = recipe.get("form", class_ids)
     (train_x, train_y), (test_x, test_y) = digits(recipe["classes"])
@@ -117,6 +117,7 @@ def run(name, epochs, micro_batch="auto"):
         epochs=epochs,
         metrics=recipe["metrics"],
         micro_batch=micro_batch,
+        ignore=ignore,
         device="cpu",
         progress=False,
     )
@@ -146,6 +147,12 @@ def test_whole_batches_give_the_rows_of_fastai_too():
 def test_the_golden_file_and_the_experiments_name_each_other():
     assert set(EXPERIMENTS) == set(GOLDEN["experiments"])
     assert GOLDEN["versions"]["fastai"] == "2.8.12"
+
+
+def test_the_preflight_stops_the_lectures_misuse_before_the_first_step():
+    with pytest.raises(tc.ContractError, match="share of zeros among the targets") as stopped:
+        run("sigmoid_argmax_misuse", epochs=1, ignore=())
+    assert {finding.code for finding in stopped.value.findings} == {"metric-ignores-outputs"}
 
 
 def test_accuracy_refuses_the_lectures_misuse_and_names_the_way_out():

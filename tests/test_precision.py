@@ -35,6 +35,7 @@ def fit(model, precision, **keywords):
         **{"loss_fn": nn.CrossEntropyLoss(), "epochs": 3, "lr": 1e-2, **keywords},
         precision=precision,
         device="cpu",
+        ignore=["valid-is-train"],
         progress=False,
     )
 

@@ -77,12 +77,13 @@ def check(
     except TypeError as no_pair:
         found.append(error("batch-form", str(no_pair)))
         return _sorted(found)
+    kept = [model, loss_fn]
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         try:  # a first forward gives them their shapes
-            model, optimizer = copy.deepcopy(model), None
+            model, optimizer, kept = copy.deepcopy(model), None, [loss_fn]
         except Exception:  # some cannot be copied before
             return _sorted(found)
-    with untouched(model, loss_fn), in_training_mode(model), eager(model):
+    with untouched(*kept), in_training_mode(model), eager(model):
         found += _look_at_step(model, pair, loss_fn, named, optimizer)
     return _sorted(found)
 

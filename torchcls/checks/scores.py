@@ -246,7 +246,7 @@ def _made_up(
     if targets.device.type != "cpu" or not torch.all((targets == 0) | (targets == 1)):
         return None
     truth = torch.arange(n) // 2 % 2  # 0 0 1 1: moved by one, half of the answers are wrong
-    low, high = (-4.0, 4.0) if loss == "binary_cross_entropy_with_logits" else (0.1, 0.9)
+    low, high = (0.1, 0.9) if loss == "binary_cross_entropy" else (-4.0, 4.0)
     right = torch.where(truth > 0, high, low).to(outputs.dtype).reshape(outputs.shape)
     return truth.reshape(targets.shape).to(targets.dtype), right, right.roll(1, 0)
 

@@ -1,0 +1,77 @@
+"""``check`` by itself: what it takes, in which order it answers, and what it costs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import torchcls as tc
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+IDS = torch.arange(6) % 3
+CE = nn.CrossEntropyLoss()
+
+
+def test_it_answers_the_worst_first_and_each_finding_once():
+    model = nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(1))
+    found = tc.check(model, (X, IDS + 1), CE, [tc.accuracy])
+    assert [f.severity for f in found] == ["error", "error", "note"]
+    assert len({f.code for f in found}) == 3
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [{"x": X, "labels": IDS}, (X, IDS, IDS), X, None],
+    ids=["dict", "triple", "one", "None"],
+)
+def test_a_batch_that_is_no_pair_is_a_finding(batch):
+    (finding,) = tc.check(nn.Linear(4, 3), batch, CE)
+    assert (finding.code, finding.severity) == ("batch-form", "error")
+    assert "pairs (inputs, targets)" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("model", "loss_fn", "metrics", "error"),
+    [
+        (nn.Linear, CE, (), TypeError),
+        (nn.Linear(4, 3), nn.CrossEntropyLoss, (), TypeError),
+        (nn.Linear(4, 3), nn.CrossEntropyLoss(reduction="none"), (), ValueError),
+        (nn.Linear(4, 3), CE, tc.accuracy, TypeError),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(model, loss_fn, metrics, error):
+    with pytest.raises(error):
+        tc.check(model, (X, IDS), loss_fn, metrics)
+
+
+def test_of_a_large_batch_a_part_is_sent_through_and_all_targets_are_looked_at():
+    seen = []
+
+    class Counts(nn.Linear):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(x)
+
+    inputs, targets = torch.randn(300, 10_000), torch.arange(300) % 3
+    model = Counts(10_000, 3)
+    assert tc.check(model, (inputs, targets), CE) == []
+    targets[-1] = 3
+    (finding,) = tc.check(model, (inputs, targets), CE)
+    assert "from 0 to 3" in finding.message
+    assert seen == [100, 100]
+    tc.check(
+        model, (inputs, targets), lambda outputs, targets: F.cross_entropy(outputs, targets % 3)
+    )
+    assert seen[2] == 300  # a loss of one's own may need all
+
+
+def test_a_compiled_model_is_read_as_it_was_written():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Softmax(1))
+    compiled = torch.compile(model, backend="aot_eager")
+    assert [f.code for f in tc.check(compiled, (X, IDS), CE)] == ["activated-twice"]
+    with pytest.raises(tc.ContractError, match="activated-twice"):
+        tc.fit(compiled, [(X, IDS)], loss_fn=CE, progress=False, device="cpu")
+
+
+def test_a_batch_in_which_nothing_counts_is_no_finding():
+    assert tc.check(nn.Linear(4, 3), (X, torch.full((6,), -100)), CE) == []

@@ -1,0 +1,168 @@
+"""The data: what the loaders and the tensors behind them show before the first step."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+import torchcls as tc
+from torchcls.checks import sources
+
+X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+IDS = torch.arange(40) % 4
+
+
+def codes(train, valid=None):
+    return [finding.code for finding in sources.findings_of(train, valid)]
+
+
+def tensors(rows=slice(None), size=8, **keywords):
+    return tc.Batches(X[rows].clone(), IDS[rows].clone(), batch_size=size, **keywords)
+
+
+def loader(rows=slice(None), **keywords):
+    return DataLoader(TensorDataset(X[rows].clone(), IDS[rows].clone()), 8, **keywords)
+
+
+SAME = ["valid-is-train"]
+
+
+@pytest.mark.parametrize("make", [tensors, loader])
+def test_validation_on_the_training_samples_is_found_by_what_they_hold(make):
+    train = make(slice(0, 30))
+    assert codes(train, make(slice(0, 30))) == SAME
+    assert codes(train, make(slice(10, 30))) == SAME
+    assert codes(train, make(slice(30, 40))) == []
+    assert codes(train, make(slice(28, 40))) == ["valid-overlaps"]
+    assert codes(train, train) == SAME
+
+
+def test_the_same_inputs_with_other_targets_are_other_samples():
+    valid = tc.Batches(X[:30].clone(), IDS[:30] + 1, batch_size=8)
+    assert codes(tensors(slice(0, 30)), valid) == []
+
+
+def test_subsets_are_compared_by_their_rows():
+    dataset = TensorDataset(X, IDS)
+    first, second = Subset(dataset, range(30)), Subset(dataset, range(30, 40))
+    assert codes(DataLoader(first, 8), DataLoader(second, 8)) == []
+    assert codes(DataLoader(first, 8), DataLoader(Subset(dataset, range(5, 25)), 8)) == SAME
+
+
+def test_lists_of_the_same_batches_and_one_dataset_in_two_loaders_are_found():
+    batches = list(zip(X.split(8), IDS.split(8), strict=True))
+    assert codes(batches, list(batches)) == SAME
+    assert codes(batches[:3], batches[3:]) == []
+    pairs = [(torch.randn(2), 1) for _ in range(20)]
+    assert codes(DataLoader(pairs, 4, shuffle=True), DataLoader(pairs, 4)) == SAME
+
+
+def test_one_batch_for_both_is_left_alone():
+    one = tensors(size=40, shuffle=True)
+    assert codes(one, one) == []
+
+
+def test_a_stream_for_both_is_left_alone():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from ((torch.randn(2), 0) for _ in range(20))
+
+        def __len__(self):
+            return 20
+
+    stream = DataLoader(Stream(), 4)
+    assert codes(stream, stream) == []
+
+
+def test_sorted_targets_are_noted_unless_shuffled():
+    order = IDS.argsort(stable=True)
+    x, ids = X[order], IDS[order]
+    assert codes(tc.Batches(x, ids, batch_size=8)) == ["sorted-targets"]
+    assert codes(tc.Batches(x, ids.flip(0), batch_size=8)) == ["sorted-targets"]
+    assert codes(tc.Batches(x, ids, batch_size=8, shuffle=True)) == []
+    assert codes(DataLoader(TensorDataset(x, ids), 8)) == ["sorted-targets"]
+    assert codes(DataLoader(TensorDataset(x, ids), 8, shuffle=True)) == []
+    assert codes(tensors()) == []
+    assert codes(tc.Batches(x, ids * 0, batch_size=8)) == ["one-class"]
+
+
+def test_pairs_that_zip_moved_against_each_other_are_doubted():
+    def of(inputs, targets):
+        return codes(DataLoader(list(zip(inputs, targets, strict=False)), 8))
+
+    assert of(X, IDS) == []
+    assert of(X, IDS[1:]) == ["shifted-targets"]
+    assert of(X, IDS[:-1].clone()) == ["shifted-targets"]
+    assert of(X[:20], IDS[:20]) == []
+    assert of(X[:-1], X[1:, 0]) == []  # a series and its next value
+    assert of(X[10:], IDS[10:]) == []
+
+
+class Named(Dataset):
+    def __init__(self, classes):
+        self.classes = classes
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return torch.zeros(2), 0
+
+
+def test_class_tables_that_number_the_classes_differently_are_found():
+    def tables(train, valid):
+        return codes(DataLoader(Named(train), 2), DataLoader(Named(valid), 2))
+
+    assert tables(["cat", "dog", "eel"], ["cat", "eel"]) == ["class-tables"]
+    assert tables(["cat", "eel"], ["cat", "dog", "eel"]) == ["class-tables"]
+    assert tables(["cat", "dog", "eel"], ["cat", "dog"]) == []
+
+
+def test_samples_that_validation_drops_are_noted():
+    assert codes(tensors(slice(0, 20)), tensors(slice(20, 39), drop_last=True)) == [
+        "valid-drops-samples"
+    ]
+    assert codes(tensors(slice(0, 20)), tensors(slice(24, 40), drop_last=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (lambda: tensors(slice(0, 33)), (33, 8)),
+        (lambda: loader(slice(0, 33)), (33, 8)),
+        (lambda: loader(slice(0, 33), drop_last=True), None),
+        (lambda: tensors(slice(0, 34)), None),
+        (lambda: [(X, IDS)], None),
+    ],
+)
+def test_a_last_batch_of_one_sample_is_seen(source, expected):
+    assert sources.last_batch_of_one(source()) == expected
+
+
+def test_scales_that_differ_are_doubted_and_outliers_are_not():
+    def scales(train, valid):
+        return [finding.code for finding in sources.scale_findings(train, valid)]
+
+    assert scales(X, X * 255) == ["scale-differs"]
+    assert scales(X * 20, X) == []
+    outlier = X.clone()
+    outlier[0, 0] = 1e9
+    assert scales(outlier, X) == []
+    assert scales(X, X[:, :3]) == ["shape-differs"]
+    assert scales(torch.zeros(4, 2), X[:, :2]) == []
+    assert scales(torch.randint(9, (4, 2)), torch.randint(9000, (4, 2))) == []
+
+
+def test_unscaled_pixels_are_doubted_where_the_first_loss_shows_it():
+    pixels = torch.randint(256, (8, 1, 6, 6), generator=torch.Generator().manual_seed(0)).float()
+    outputs, loss_fn = torch.zeros(8, 3), nn.CrossEntropyLoss()
+
+    def seen(inputs, loss, loss_fn=loss_fn):
+        return [f.code for f in sources.unscaled_pixels(inputs, outputs, loss, loss_fn)]
+
+    assert seen(pixels, 40.0) == ["unscaled-inputs"]
+    assert seen(pixels, 1.1) == []  # the model scales them itself
+    assert seen(pixels / 255, 40.0) == []
+    assert seen(pixels.byte(), 40.0) == []
+    assert seen(pixels - 128, 40.0) == []
+    assert seen(pixels, 40.0, lambda o, t: o.sum()) == []

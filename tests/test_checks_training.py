@@ -1,0 +1,129 @@
+"""Model, optimizer and gradients: whether a step trains what is to be trained."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import SGD
+
+import torchcls as tc
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+IDS = torch.arange(6) % 3
+
+
+def network():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def said(model, loss_fn=None, optimizer=None):
+    found = tc.check(model, (X, IDS), loss_fn or nn.CrossEntropyLoss(), (), optimizer)
+    return [(finding.code, finding.severity) for finding in found], " ".join(map(str, found))
+
+
+def fitted(model, loss_fn=None, **keywords):
+    return tc.fit(model, [(X, IDS)], loss_fn=loss_fn or nn.CrossEntropyLoss(), epochs=1,
+                  progress=False, device="cpu", **keywords)  # fmt: skip
+
+
+def test_an_optimizer_of_a_copy_is_found():
+    model = network()
+    optimizer = SGD(copy.deepcopy(model).parameters(), 0.1)
+    codes, words = said(model, optimizer=optimizer)
+    assert codes == [("optimizer-of-another-model", "error")]
+    assert "Build it from model.parameters()" in words
+    with pytest.raises(tc.ContractError, match="holds none of them"):
+        fitted(model, optimizer=optimizer)
+
+
+def test_a_new_head_that_the_optimizer_does_not_hold_is_found_also_with_a_loss_of_ones_own():
+    model = network()
+    optimizer = SGD(model.parameters(), 0.1)
+    model[2] = nn.Linear(8, 3)
+    for loss_fn in (F.cross_entropy, lambda o, t: F.cross_entropy(o, t)):
+        codes, words = said(model, loss_fn, optimizer)
+        assert codes == [("optimizer-misses", "error")]
+        assert "2 of 4 trainable parameters (2.weight, 2.bias), but 2 that the model" in words
+        with pytest.raises(tc.ContractError, match="after the last change of the model"):
+            fitted(model, loss_fn, optimizer=optimizer)
+
+
+def test_parameters_of_a_loss_in_a_closure_are_no_strangers():
+    model, centres = network(), nn.Parameter(torch.eye(3))
+    model[0].weight.requires_grad_(True)
+    optimizer = SGD([*model[2].parameters(), centres], 0.1)
+    loss_fn = lambda o, t: F.cross_entropy(o @ centres, t)  # noqa: E731
+    assert said(model, loss_fn, optimizer)[0] == [("optimizer-part", "note")]
+    assert [f.code for f in fitted(model, loss_fn, optimizer=optimizer).findings] == [
+        "optimizer-part"
+    ]
+
+
+def test_a_frozen_model_is_found_and_the_fix_is_code():
+    codes, words = said(network().requires_grad_(False))
+    assert codes[0] == ("all-frozen", "error")
+    assert "model[2].requires_grad_(True)" in words
+
+
+def test_a_frozen_model_under_a_loss_that_learns_is_left_alone():
+    scale = nn.Parameter(torch.ones(()))
+    model, loss_fn = network().requires_grad_(False), lambda o, t: F.cross_entropy(scale * o, t)
+    assert said(model, loss_fn, SGD([scale], 0.1))[0] == []
+
+
+class Cut(nn.Module):
+    def __init__(self, where):
+        super().__init__()
+        self.body, self.head, self.where = nn.Linear(4, 8), nn.Linear(8, 3), where
+
+    def forward(self, x):
+        features = self.body(x)
+        if self.where == "body":
+            features = features.detach()
+        outputs = self.head(features)
+        return outputs.detach() if self.where == "head" else outputs
+
+
+def test_a_cut_behind_the_body_is_a_note_and_one_behind_the_head_an_error():
+    codes, words = said(Cut("body"))
+    assert codes == [("no-gradient", "note")]
+    assert "2 of 4 parameters get no gradient from this batch (body.weight, body.bias)" in words
+    codes, words = said(Cut("head"))
+    assert codes == [("outputs-without-graph", "error")]
+    with pytest.raises(tc.ContractError, match=r"cuts the graph \(torch.no_grad"):
+        fitted(Cut("head"))
+
+
+def test_a_loss_without_gradient_is_found():
+    def wrong(outputs, targets):
+        return (outputs.argmax(1) != targets).float().mean()
+
+    codes, _ = said(network(), wrong)
+    assert codes == [("loss-without-graph", "error")]
+    with pytest.raises(tc.ContractError, match="Compute it from the scores"):
+        fitted(network(), wrong)
+
+
+def test_a_step_of_nothing_and_one_upwards_are_said():
+    model = network()
+    assert said(model, optimizer=SGD(model.parameters(), 0.0))[0] == [("learning-rate", "note")]
+    up = SGD(model.parameters(), 0.1, maximize=True)
+    assert said(model, optimizer=up)[0] == [("maximize", "warning")]
+    assert said(model, lambda o, t: -F.cross_entropy(o, t), up)[0] == []
+
+
+def test_parameters_of_a_loss_that_nobody_trains_are_a_note():
+    class Margin(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.centres = nn.Parameter(torch.eye(3))
+
+        def forward(self, outputs, targets):
+            return F.cross_entropy(outputs @ self.centres, targets)
+
+    model = network()
+    codes, words = said(model, Margin(), SGD(model.parameters(), 0.1))
+    assert codes == [("loss-parameters", "note")]
+    assert "*loss_fn.parameters()" in words
