@@ -307,7 +307,7 @@ class Run:
                 self._pace.before_step()
                 loss, count = step.gradients(batch, self.optimizer)
                 reported = wide(averaging.reported(loss, count))
-                preflight.before_step(batch, step.seen, reported)
+                preflight.before_step(batch, step, reported)
                 step.update(self.optimizer)
                 self._pace.after_step()
                 mean.add(reported, count)

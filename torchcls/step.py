@@ -50,9 +50,6 @@ class Step:
         averaging: How that loss averages.
         pieces: How a batch is cut.
         precision: What the model runs in.
-
-    Attributes:
-        seen: The first piece of a batch between its backward pass and the optimizer's step.
     """
 
     def __init__(
@@ -67,7 +64,12 @@ class Step:
         self._pieces = pieces
         self._precision = precision or Precision()
         self._is_trusted = averaging.name is not None  # another loss is tested where it is cut
-        self.seen = _NOTHING
+        self._seen: tuple[Any, Any, Any] = (None, None, None)
+
+    @property
+    def seen(self) -> Seen:
+        """The first piece of a batch, between its backward pass and the optimizer's step."""
+        return Seen(*self._seen)
 
     def take(self, batch: Pair, optimizer: Optimizer) -> tuple[Tensor, Count]:
         """Take one optimizer step on one batch; returns its loss and what the batch counts."""
@@ -82,7 +84,7 @@ class Step:
 
     def update(self, optimizer: Optimizer) -> None:
         """The second half: the optimizer steps."""
-        self.seen = _NOTHING
+        self._seen = (None, None, None)
         self._precision.step(optimizer)
 
     def backward(self, batch: Pair) -> tuple[Tensor, Count]:
@@ -92,7 +94,11 @@ class Step:
             return self._backward_in_pieces(forward, pieces, batch)
         inputs, targets = pieces[0]
         outputs = self._precision.outputs(forward, inputs)
-        self.seen = Seen(inputs, targets, outputs)
+        self._seen = (
+            inputs,
+            targets,
+            outputs,
+        )  # made into a Seen for who asks: each step comes here
         # The loss as it is: one piece keeps the very bits of the plain loop.
         loss, count = one_loss(self._loss_fn(outputs, targets), self._averaging.count(targets))
         loss = zero_where_nothing_counts(loss, outputs, count)
@@ -115,7 +121,7 @@ class Step:
         for i, ((inputs, targets), count) in enumerate(zip(pieces, counts, strict=True)):
             outputs = self._precision.outputs(forward, inputs)
             if i == 0:
-                self.seen = Seen(inputs, targets, outputs)
+                self._seen = (inputs, targets, outputs)
             if averaging.is_elementwise:
                 _check_same_shape(outputs, targets)
             result = self._loss_fn(outputs, targets)
@@ -176,9 +182,6 @@ class Step:
         for module in (self._model, self._loss_fn):
             if isinstance(module, nn.Module):
                 yield from module.parameters()
-
-
-_NOTHING = Seen(None, None, None)
 
 
 def _leaves(loss: Tensor) -> Iterator[Tensor]:

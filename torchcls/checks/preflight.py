@@ -17,7 +17,7 @@ from torchcls.checks.findings import Check, ContractError, Finding, act_on, erro
 from torchcls.checks.untouched import untouched
 from torchcls.losses import recognise
 from torchcls.scorers import Metrics, named_metrics
-from torchcls.step import Loss, Seen
+from torchcls.step import Loss, Seen, Step
 from torchcls.structure import split
 
 _KEPT = "The weights are those after the last good step."
@@ -91,18 +91,19 @@ class Preflight:
     def _held_back(self) -> Optimizer | None:
         return self._optimizer if self._check == "error" and self._looks_at_gradients else None
 
-    def before_step(self, batch: tuple[Any, Any], seen: Seen, loss: Count) -> None:
+    def before_step(self, batch: tuple[Any, Any], step: Step, loss: Count) -> None:
         """Look at a step between its backward pass and the optimizer's step.
 
         Args:
             batch: The batch.
-            seen: Its first piece, which is all of it where it was not cut.
+            step: The step that was taken on it.
             loss: Its loss: a number on the CPU; elsewhere a tensor, at which nobody looks here.
         """
         self._batch += 1
         if self._check == "off":
             return
         if self._epoch == 0 or not self._has_seen_step:
+            seen = step.seen
             if not self._has_seen_step and not _is_empty(seen):
                 self._has_seen_step = True
                 self._first_step(batch, seen, loss)
@@ -110,9 +111,13 @@ class Preflight:
         if isinstance(loss, Tensor):
             self._on_device.add(loss)
         elif not math.isfinite(loss):
-            self._loss_is_not_finite(batch, seen, loss)
-        elif self._looks_at_gradients and not finite.is_finite([p.grad for p in self._held]):
-            self._gradient_is_not_finite()
+            self._loss_is_not_finite(batch, step.seen, loss)
+        elif self._looks_at_gradients:
+            for parameter in self._held:  # every step comes here: no call that can be spared
+                gradient = parameter.grad
+                if gradient is not None and not math.isfinite(abs(gradient.sum().item())):
+                    self._gradient_may_not_be_finite()
+                    break
 
     def _first_step(self, batch: tuple[Any, Any], seen: Seen, loss: Count) -> None:
         outputs, model, loss_fn = seen.outputs, self._model, self._loss_fn
@@ -192,7 +197,9 @@ class Preflight:
             ]
         )
 
-    def _gradient_is_not_finite(self) -> None:
+    def _gradient_may_not_be_finite(self) -> None:
+        if finite.is_finite([p.grad for p in self._held]):
+            return  # its sum alone overflowed
         bad = [
             name
             for name, p in self._model.named_parameters()
@@ -285,21 +292,22 @@ class Preflight:
     @contextmanager
     def _explaining(self, batches: Iterable[Any]) -> Iterator[Iterable[Any]]:
         """Say why a step on a batch failed, where that can be told."""
-        last: list[Any] = []
+        last = None
 
         def remembered() -> Iterator[Any]:
-            for batch in batches:
-                last[:] = [batch]
-                yield batch
-                last.clear()  # what the source raises next is no fault of this one
+            nonlocal last
+            for last in batches:
+                yield last
+                last = None  # what the source raises next is no fault of this one
 
         try:
             yield remembered()
         except ContractError:
             raise
         except Exception as failure:
-            if last and self._check != "off" and not isinstance(failure, torch.OutOfMemoryError):
-                self._explain(failure, last[0])
+            is_seen = last is not None and self._check != "off"
+            if is_seen and not isinstance(failure, torch.OutOfMemoryError):
+                self._explain(failure, last)
             raise
 
     def _explain(self, failure: Exception, batch: Any) -> None:
