@@ -188,6 +188,8 @@ def _numbers(
 
 def _gradients(loss: Tensor, model: nn.Module, optimizer: Optimizer | None) -> list[Finding]:
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        return []
     try:
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     except RuntimeError:  # reentrant checkpoints, say, work with backward() alone
