@@ -169,3 +169,63 @@ def test_classes_in_the_last_axis_are_found_also_where_the_lengths_agree():
     ((code, *_),) = said(LAYERS[4](features), torch.zeros(5, 3).long(), CE, features)
     assert code == "wrong-axis"
     assert said(outputs.movedim(-1, 1), torch.zeros(5, 3).long(), CE, features) == []
+
+
+class Output:
+    """What models of other libraries return."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+
+def maps(k, side=2):
+    return nn.Conv2d(1, k, 1)(torch.randn(N, 1, side, side))
+
+
+MASK = torch.tensor([0, 255, 0, 255, 255, 0], dtype=torch.uint8)
+REST = [
+    (IDS, IDS, CE, "output-form", "whole numbers"),
+    (Output(out(3)), IDS, CE, "output-form", "outputs.logits"),
+    (None, IDS, CE, "output-form", "gives None"),
+    (out(3), {"ids": IDS}, CE, "target-form", "Pick one"),
+    (out(3), None, CE, "target-form", "got None"),
+    (out(3), "cat", CE, "target-form", "names.index"),
+    (out(3), IDS + 0.5, CE, "target-dtype", "no class ids"),
+    (out(3, lambda z: z.log_softmax(1)), ROWS, nn.NLLLoss(), "target-dtype", "takes rows"),
+    (out(3), torch.ones(N, 3).long(), CE, "target-dtype", "multi-hot"),
+    (out(1, lambda z: z[:, 0]), YES, CE, "one-output", "classes of one sample"),
+    (out(1), YES.long(), nn.NLLLoss(), "one-output", "one class alone"),
+    (maps(3), torch.zeros(N, 2, 2, 3), CE, "target-shape", "targets.movedim(-1, 1)"),
+    (maps(3, 1), IDS, CE, "target-shape", "outputs.flatten(1)"),
+    (maps(3), IDS, CE, "target-shape", "nn.AdaptiveAvgPool2d(1)"),
+    (out(3), IDS + 5, CE, "target-range", "targets - targets.min()"),
+    (out(2), MASK.long(), CE, "target-range", "targets // 255"),
+    (out(3), IDS, nn.CrossEntropyLoss(torch.ones(3).double()), "loss-weight", "weight.float()"),
+    (out(3), IDS, nn.CrossEntropyLoss(torch.ones(3).long()), "loss-weight", "must be floats"),
+    (out(1), YES[:, None], nn.BCEWithLogitsLoss(pos_weight=torch.ones(2)), "loss-weight",
+     "One output takes one pos_weight"),
+    (maps(1), torch.zeros(N, 2, 2), BCEL, "target-shape", "targets.unsqueeze(1)"),
+    (out(3), YES[:, None], BCEL, "target-shape", "give the last layer one output"),
+    (out(4), torch.zeros(N, 2, 2), BCEL, "target-shape", "targets.reshape(-1, 4)"),
+    (out(4), torch.zeros(N, 3), BCEL, "target-shape", "one output for each number"),
+    (out(1), MASK[:, None], BCEL, "target-dtype", "targets.float() / 255"),
+    (out(1), torch.tensor([0.0, 1, -1, 0, 1, -1])[:, None], BCEL, "target-range", "ignore_index"),
+    (out(1), IDS.float()[:, None], BCEL, "target-range", "Class ids go with CrossEntropyLoss"),
+    (out(1), IDS[:, None] * 1.5 - 2.2, BCEL, "target-range", "Scale them"),
+    (out(1, lambda z: z.softmax(1)), YES[:, None], nn.MSELoss(), "one-output", "always 1"),
+    (out(1, lambda z: 2 + z * z.sigmoid()), YES[:, None], BCE, "not-probabilities", "are none"),
+    (out(3, lambda z: 2 + z * z.sigmoid()), IDS, nn.NLLLoss(), "not-log-probabilities",
+     "never above 0"),
+    (out(1, lambda z: (9 * z).clamp(0, 1)), YES[:, None], BCE, "not-probabilities", "clamps"),
+    (out(1, lambda z: (9 * z).clamp(-2, 2)), YES[:, None], BCE, "not-probabilities", "are none"),
+    (out(1, lambda z: F.logsigmoid(z)), YES[:, None], BCE, "not-probabilities",
+     "log-probabilities"),
+    (out(1, torch.relu), YES[:, None], BCE, "not-probabilities", "comes out of a relu"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("outputs", "targets", "loss_fn", "code", "words"), REST)
+def test_it_names_the_fix_of_rarer_mistakes_too(outputs, targets, loss_fn, code, words):
+    found = said(outputs, targets, loss_fn)
+    assert [c for c, *_ in found] == [code]
+    assert words in found[0][2]
