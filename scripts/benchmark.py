@@ -125,7 +125,8 @@ def rows_of(table: str, options: argparse.Namespace) -> list[Spec]:
         sizes = SIZES[:1] if options.smoke else SIZES
         return [{"row": f"{n:,}", "contestant": "torchcls", "variant": n} for n in sizes]
     if table == "preflight":
-        return [{"row": name, "variant": name} for name in ("step", "lecture", *NETWORKS)]
+        networks = ["MLP"] if options.smoke else NETWORKS
+        return [{"row": name, "variant": name} for name in ("step", "lecture", *networks)]
     peers = peers_at_hand(options)
     if table == "imports":
         modules = {"torchcls": "torchcls", **{name: PEERS[name][1] for name in peers}}

@@ -227,17 +227,20 @@ def test_a_folder_that_cannot_be_made_is_found_before_training(here, capsys):
     assert "file" in refusal(capsys, "--out", "file/run")
 
 
-def test_as_a_process_it_has_a_help_a_version_and_no_traceback(tmp_path):
-    def torchcls(*arguments):
-        command = [sys.executable, "-m", "torchcls", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-
-    version = torchcls("--version")
-    assert (version.returncode, version.stdout) == (0, f"torchcls {tc.__version__}\n")
-    refused = torchcls("train", "--data", "nowhere")
+def test_as_a_process_it_has_an_exit_status_and_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "torchcls", "train", "--data", "nowhere"]
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert refused.returncode == 2
+    assert refused.stdout == ""
     assert refused.stderr.count("\n") == 1
     assert "nowhere" in refused.stderr
+
+
+def test_it_has_a_version(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"torchcls {tc.__version__}\n"
 
 
 def test_its_help_names_every_default_once(capsys):

@@ -298,7 +298,7 @@ def spread(outputs, targets):
     return outputs.amax() - targets.double().median()
 
 
-# --- a million small terms ------------------------------------------------------------------------
+# --- many small terms -----------------------------------------------------------------------------
 
 TENTH = float(np.float32(0.1))
 
@@ -308,12 +308,12 @@ def in_float32(terms):
     return float(np.cumsum(np.array(terms, dtype=np.float32), dtype=np.float32)[-1])
 
 
-def test_a_million_small_terms_lose_nothing():
+def test_many_small_terms_lose_nothing():
     mean = Mean()
-    for _ in range(1_000_000):
+    for _ in range(200_000):
         mean.add_sum(TENTH, 1)
     assert mean.value() == pytest.approx(TENTH, rel=1e-9)
-    naive = in_float32([TENTH] * 1_000_000) / 1_000_000
+    naive = in_float32([TENTH] * 200_000) / 200_000
     assert naive != pytest.approx(TENTH, rel=1e-3), "float32 would pass, so this shows nothing"
 
 

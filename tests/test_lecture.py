@@ -10,10 +10,19 @@ import torch
 from torch import nn
 
 import torchcls as tc
+from torchcls import pieces
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "fastai_lecture.json").read_text())
 MNIST = os.environ.get("TORCHCLS_MNIST")
 pytestmark = pytest.mark.skipif(not MNIST, reason="TORCHCLS_MNIST names no folder with MNIST")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _the_same_cache_everywhere():
+    """Batches are cut alike on every machine; one test takes them whole."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pieces, "cache_bytes", lambda: 32 * 2**20)
+        yield
 
 
 @functools.cache
@@ -137,6 +146,7 @@ def assert_rows_agree(history, name):
 def test_every_row_of_the_experiment_equals_fastai(name):
     history = ten_epochs(name)
     assert len(history) == len(GOLDEN["experiments"][name]["rows"]) == 10
+    assert history.micro_batch is not None
     assert_rows_agree(history, name)
 
 
