@@ -10,7 +10,7 @@ from torch import nn, tensor
 
 import torchcls as tc
 from torchcls import averaging
-from torchcls.averaging import Mean, Sum, averaging_of
+from torchcls.averaging import Mean, Sum, averaging_of, one_loss
 
 WEIGHT = tensor([1.0, 3.0])
 
@@ -165,3 +165,10 @@ def test_weights_with_a_row_for_each_sample_keep_a_batch_whole(weight, may):
 
 def test_weights_of_classes_never_do():
     assert averaging_of(nn.CrossEntropyLoss(torch.rand(3))).may_be_cut(tensor([0, 1, 2]))
+
+
+def test_a_fraction_on_an_accelerator_is_divided_without_reading_it():
+    numerator, denominator = (torch.empty((), device="meta") for _ in range(2))
+    loss, count = one_loss((numerator, denominator), 4)
+    assert loss.device.type == count.device.type == "meta"
+    assert loss.shape == count.shape == ()

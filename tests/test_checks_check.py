@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import torchcls as tc
 
@@ -75,3 +76,37 @@ def test_a_compiled_model_is_read_as_it_was_written():
 
 def test_a_batch_in_which_nothing_counts_is_no_finding():
     assert tc.check(nn.Linear(4, 3), (X, torch.full((6,), -100)), CE) == []
+
+
+def test_a_lazy_model_that_cannot_be_copied_is_left_alone_but_for_what_it_shows_unrun():
+    class Single(nn.LazyLinear):
+        def __deepcopy__(self, memo):
+            raise TypeError("there can be only one")
+
+    model = Single(3)
+    assert tc.check(model, (X, IDS + 9), CE) == []
+    found = tc.check(model, (X, IDS + 9), nn.CrossEntropyLoss(label_smoothing=2))
+    assert [finding.code for finding in found] == ["label-smoothing"]
+    assert model.in_features == 0
+
+
+def test_of_a_graph_that_works_with_backward_alone_the_gradients_are_not_asked():
+    class Frugal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return checkpoint(self.head, self.body(x), use_reentrant=True)
+
+    assert tc.check(Frugal(), (X, IDS), CE) == []
+    assert [f.code for f in tc.check(Frugal(), (X, IDS + 9), CE)] == ["target-range"]
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    def loss_fn(outputs, targets):
+        return outputs.sub(outputs).pow(2).sum().sqrt() + F.cross_entropy(outputs, targets)
+
+    (finding,) = tc.check(nn.Sequential(nn.Linear(4, 3)), (X, IDS), loss_fn)
+    assert (finding.code, finding.severity) == ("non-finite-gradient", "error")
+    assert "the gradient of 0.weight is not (2 parameters in all)" in finding.message

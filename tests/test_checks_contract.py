@@ -99,6 +99,13 @@ def test_it_names_what_does_not_fit(outputs, targets, loss_fn, code, severity, w
         (out(3, lambda z: z.softmax(1)), ROWS, nn.MSELoss()),
         (out(3, lambda z: z.softmax(1)), IDS, lambda outputs, targets: outputs.sum()),
         (out(3), IDS[:3], lambda outputs, targets: outputs.sum()),  # pairs, say
+        (out(3, lambda z: z.softmax(0)), IDS[:, None], lambda outputs, targets: outputs.sum()),
+        (out(3)[0], IDS[0], CE),  # one sample alone, as torch takes it
+        (out(3, F.logsigmoid), IDS, CE),  # sums of log-probabilities may be meant
+        (out(3, lambda z: z.clamp(max=0)), IDS, nn.NLLLoss()),
+        (out(1, lambda z: (z / 9 + 0.5).clamp(0.01, 0.99)), YES[:, None], BCE),
+        (out(3, lambda z: z[:0].softmax(1)), ROWS[:0], nn.L1Loss(reduction="sum")),
+        (out(3), ROWS.log() - ROWS.log(), CE),  # NaN: the loss says it
     ],
 )
 def test_it_has_nothing_to_say_about_what_fits(outputs, targets, loss_fn):
@@ -131,10 +138,11 @@ def test_it_calls_the_loss_as_the_user_does(form, called):
         ([0, 1, 2], -100, None),
         ([0, 255, 2], 255, None),
         ([-100, -100, -100], -100, None),
+        ([], -100, None),
     ],
 )
 def test_class_ids_must_lie_in_their_range(ids, ignore_index, words):
-    found = list(class_range(torch.tensor(ids), 3, ignore_index))
+    found = list(class_range(torch.tensor(ids, dtype=torch.int64), 3, ignore_index))
     assert len(found) == (words is not None)
     if words:
         assert words in found[0].message
@@ -221,6 +229,15 @@ REST = [
     (out(1, lambda z: F.logsigmoid(z)), YES[:, None], BCE, "not-probabilities",
      "log-probabilities"),
     (out(1, torch.relu), YES[:, None], BCE, "not-probabilities", "comes out of a relu"),
+    (out(3, lambda z: (9 * z).clamp(-2, 2)), IDS, nn.NLLLoss(), "not-log-probabilities",
+     "never above 0"),
+    (out(3), torch.zeros(N, 4), functools.partial(F.l1_loss, reduction="sum"), "target-shape",
+     "l1_loss compares number with number"),
+    (out(3, lambda z: z.log_softmax(1)), F.one_hot(IDS), nn.NLLLoss(), "target-dtype",
+     "are int64. Use targets.argmax(1)."),
+    (maps(1), IDS, CE, "target-shape", "nn.AdaptiveAvgPool2d(1)"),
+    (maps(3), torch.zeros(N, 5, 5).long(), CE, "target-shape",
+     "needs (6, 2, 2) as class ids, or (6, 3, 2, 2) as rows of probabilities."),
 ]  # fmt: skip
 
 
@@ -229,3 +246,48 @@ def test_it_names_the_fix_of_rarer_mistakes_too(outputs, targets, loss_fn, code,
     found = said(outputs, targets, loss_fn)
     assert [c for c, *_ in found] == [code]
     assert words in found[0][2]
+
+
+# --- on an accelerator: tensors on the meta device have no values that anybody could read ------
+
+META = torch.empty(N, 4, device="meta")
+META_IDS = torch.empty(N, dtype=torch.int64, device="meta")
+META_ROWS = torch.empty(N, 3, device="meta")
+
+
+def far(function=lambda z: z, k=3):
+    return function(nn.Linear(4, k, device="meta")(META))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "loss_fn", "code", "words"),
+    [
+        (far(lambda z: z.softmax(1)), META_IDS, CE, "activated-twice", "below 0.551 for 3"),
+        (far(), META_IDS.float(), CE, "target-dtype", "are float32, but CrossEntropyLoss needs "
+         "class ids as int64. Use targets.long()."),
+        (far(), META_ROWS.long(), CE, "target-dtype", "one-hot"),
+        (far(), META_ROWS, BCE, "not-probabilities", "the model gives raw scores. Use"),
+        (far(), META_ROWS.byte(), BCEL, "target-dtype", "Use targets.float()."),
+        (far(), META_IDS, nn.NLLLoss(), "not-log-probabilities", "gives raw scores, so the loss"),
+    ],
+)  # fmt: skip
+def test_on_an_accelerator_shapes_and_the_graph_say_it_and_no_value_is_read(
+    outputs, targets, loss_fn, code, words
+):
+    ((found, _, message),) = said(outputs, targets, loss_fn, META)
+    assert found == code
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "loss_fn"),
+    [
+        (far(), META_IDS, CE),
+        (far(), META_ROWS, CE),
+        (far(), META_ROWS, BCEL),
+        (far(lambda z: z * z.sigmoid()), META_ROWS, BCE),
+        (far(lambda z: z.clamp(0, 1)), META_ROWS, BCE),
+    ],
+)
+def test_on_an_accelerator_it_is_silent_about_values(outputs, targets, loss_fn):
+    assert said(outputs, targets, loss_fn, META) == []

@@ -31,6 +31,9 @@ def cnn():
         (nn.Sequential(nn.Linear(64, 3)), IMAGES, "input-shape", "Put nn.Flatten() before it"),
         (nn.Embedding(9, 3), torch.rand(5), "input-dtype", "Use inputs.long()"),
         (nn.Embedding(4, 3), torch.arange(5), "input-shape", "nn.Embedding(5, 3)"),
+        (nn.Embedding(4, 3), torch.arange(5) - 2, "input-shape", "was given the id -2. Number"),
+        (nn.Embedding(9, 3), torch.arange(5).byte(), "input-dtype", "but was given uint8. Use"),
+        (cnn(), IMAGES[:, None], "input-shape", "(n, 1, h, w), but was given (5, 1, 1, 8, 8)."),
         (nn.Linear(2, 3), {"x": torch.rand(5, 2)}, "batch-form", "given a dict"),
     ],
 )  # fmt: skip
@@ -75,3 +78,23 @@ def test_a_loss_that_fails_is_repeated_too():
     (finding,) = tc.check(nn.Linear(4, 3), (torch.rand(5, 4), IDS), loss_fn)
     assert finding.code == "loss-fails"
     assert "KeyError on (5, 3) float32: 'labels'" in finding.message
+
+
+def flat_table():
+    table = nn.Embedding(9, 3)
+    table.weight = nn.Parameter(torch.zeros(9))
+    return table
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "words"),
+    [
+        (nn.Linear(4, 3), 3.5, "TypeError on float: linear()"),
+        (flat_table(), torch.arange(5), "must be 2-D"),
+        (nn.Embedding(9, 3), torch.arange(5).to_sparse(), "must be 1-D strided"),
+    ],
+)
+def test_of_a_layer_whose_fault_it_does_not_know_it_repeats_the_error(model, inputs, words):
+    (finding,) = tc.check(model, (inputs, IDS), nn.CrossEntropyLoss())
+    assert finding.code == "forward-fails"
+    assert words in finding.message

@@ -1,7 +1,9 @@
 """The preflight of a run: when it looks, what it keeps, and which batch it names."""
 
+import functools
 import inspect
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import torchcls as tc
+from torchcls.averaging import Mean
 from torchcls.checks.finite import OnDevice, is_finite
+from torchcls.checks.preflight import Preflight
+from torchcls.step import Seen
 
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 IDS = torch.arange(12) % 3
@@ -108,6 +113,16 @@ def test_a_loss_that_overflows_by_itself_is_named():
         list(run_of(linear(), batches(), loss_fn=loss_fn))
 
 
+def test_outputs_that_are_not_finite_are_named_and_an_exponential_only_where_one_was_taken():
+    class Divides(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) / 0
+
+    with pytest.raises(tc.ContractError, match="The outputs hold") as stopped:
+        list(run_of(Divides(4, 3), batches()))
+    assert "exponential" not in str(stopped.value)
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run_though_its_loss_is():
     def loss_fn(outputs, targets):
         return outputs.sub(outputs).pow(2).sum().sqrt() + F.cross_entropy(outputs, targets)
@@ -126,6 +141,38 @@ def test_gradients_that_overflow_their_sum_alone_are_finite():
     assert not is_finite([torch.zeros(2), torch.tensor([1.0, float("nan")])])
     sparse = torch.sparse_coo_tensor([[1]], [float("inf")], (3,), check_invariants=True)
     assert not is_finite([sparse])
+
+
+def test_a_gradient_whose_sum_alone_overflows_is_no_finding():
+    class Offsets(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.offsets = nn.Parameter(torch.zeros(3))
+
+        def forward(self, x):
+            return self.offsets.expand(len(x), 3)
+
+    model = Offsets()
+    run = run_of(
+        model,
+        batches()[:1],
+        loss_fn=lambda outputs, targets: (outputs[0] * 3e38).sum(),
+        optimizer=torch.optim.SGD(model.parameters(), 2e-38),
+        epochs=1,
+    )
+    list(run)
+    assert run.history.findings == []
+    assert model.offsets.tolist() == pytest.approx([-6, -6, -6])
+
+
+def test_validation_that_stays_not_finite_is_said_once():
+    spoilt = X.clone()
+    spoilt[::4, 0] = float("inf")
+    run = run_of(linear(), batches(), batches(spoilt), check="warn")
+    with pytest.warns(UserWarning, match="non-finite-valid-loss") as said:
+        assert len(list(run)) == 3
+    assert len(said) == 1
+    assert "validation batch 0 of epoch 0" in str(said[0].message)
 
 
 def test_validation_that_is_not_finite_stops_after_the_epoch_and_names_the_batch():
@@ -173,6 +220,36 @@ def test_an_optimizer_that_is_not_fused_cannot_be_held_back():
     assert on_device.first_bad() is None
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        (tc.default_optimizer, "The weights are those after the last good step."),
+        (functools.partial(torch.optim.SGD, lr=0.1), "The optimizer has gone on stepping."),
+    ],
+)
+def test_a_loss_that_lies_on_an_accelerator_is_looked_at_when_the_epoch_ends(optimizer, words):
+    """The same mechanism on the CPU: a loss as a tensor is one that nobody may wait for."""
+    model, loss_fn = linear(), nn.CrossEntropyLoss()
+    preflight = Preflight(
+        model, loss_fn, (), optimizer(model.parameters() if words.startswith("The o") else model),
+        batches(), None, check="error", ignore=(), has_schedule=False, scales_loss=False,
+    )  # fmt: skip
+    mean = Mean()
+    with preflight.of_epoch(0, batches()) as train:
+        for number, (inputs, targets) in enumerate(train):
+            outputs = model(inputs)
+            loss = loss_fn(outputs, targets)
+            loss.backward()
+            loss = loss.detach() if number != 1 else torch.tensor(float("nan"))
+            step = SimpleNamespace(seen=Seen(inputs, targets, outputs))
+            preflight.before_step((inputs, targets), step, loss)
+            mean.add(loss, 4)
+        with pytest.raises(tc.ContractError, match="not finite in batch 1 of epoch 0") as stopped:
+            preflight.end_epoch(mean)
+    assert [finding.code for finding in stopped.value.findings] == ["non-finite-loss"]
+    assert words in str(stopped.value)
+
+
 # --- when it looks ------------------------------------------------------------------------------
 
 
@@ -206,6 +283,33 @@ def test_a_batch_of_validation_that_fails_is_explained():
         list(run_of(linear(), batches(), [(X[:3], IDS[:3] + 5)]))
 
 
+def test_what_cannot_be_looked_at_again_is_raised_as_it_is():
+    class Two(tuple):
+        def __new__(cls, first, second):
+            return super().__new__(cls, (first, second))
+
+    class Fails(nn.Linear):
+        def forward(self, both):
+            raise ZeroDivisionError("my own fault")
+
+    with pytest.raises(ZeroDivisionError, match="my own fault"):
+        list(run_of(Fails(4, 3), [(Two(X, X), IDS)]))
+
+
+def test_a_compiled_model_that_takes_no_part_of_a_batch_is_read_as_it_ran():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.last = nn.Linear(4, 3), nn.Softmax(1)
+
+        def forward(self, x):
+            return self.last(self.head(x.view(12, 4)))
+
+    compiled = torch.compile(Fixed(), backend="eager")
+    with pytest.raises(tc.ContractError, match="activated-twice"):
+        list(run_of(compiled, [(X, IDS)]))
+
+
 def test_what_the_loader_raises_is_raised_as_it_is():
     def broken():
         yield batches()[0]
@@ -236,6 +340,17 @@ def test_validation_of_another_scale_is_warned_of_once():
     in_memory = [tc.Batches(x, IDS, batch_size=4, shuffle=True) for x in (X, X * 255)]
     with pytest.warns(UserWarning, match="scale-differs"):
         next(run_of(linear(), *in_memory))
+
+
+def test_metrics_are_not_tried_where_validation_has_another_shape():
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    train, valid = (
+        tc.Batches(torch.rand(12, 1, side, side), IDS, batch_size=4, shuffle=True)
+        for side in (8, 10)
+    )
+    history = list(run := run_of(model, train, valid, metrics=[tc.accuracy], epochs=1))
+    assert [finding.code for finding in run.history.findings] == ["shape-differs"]
+    assert 0 <= history[0].accuracy <= 1
 
 
 def test_a_warning_points_at_the_line_of_the_user():

@@ -93,6 +93,34 @@ def test_a_cut_at_half_of_raw_scores_is_doubted(cut, expected):
     assert said([accuracy], loss_fn=BCE, layers=[nn.Sigmoid()]) == []
 
 
+def test_functions_bound_to_numbers_and_objects_without_a_hash_are_tried_out_too():
+    def above(cut, outputs, targets):
+        return ((outputs > cut) == targets.bool()).float().mean()
+
+    class Argmax:
+        def __eq__(self, other):
+            return True
+
+        def __call__(self, outputs, targets):
+            return by_argmax(outputs, targets)
+
+    (finding,) = said([functools.partial(above, 0.5)])
+    assert (finding.code, finding.severity) == ("metric-threshold", "warning")
+    assert said([functools.partial(above, 0.0)]) == []
+    (finding,) = said({"right": Argmax()})
+    assert finding.code == "metric-ignores-outputs"
+
+
+def test_an_argmax_beside_which_the_outputs_count_is_left_alone():
+    def mixed(outputs, targets):
+        return (outputs.argmax(1) + (outputs[:, 0] > 0) == targets[:, 0]).float().mean()
+
+    def spread(outputs, targets):
+        return outputs.max() - outputs.min()
+
+    assert said([mixed, spread]) == []
+
+
 @pytest.mark.parametrize(
     ("metric", "loss_fn", "layers", "expected"),
     [
@@ -112,6 +140,8 @@ def test_our_thresholds_must_read_the_outputs_as_the_loss_does(metric, loss_fn, 
 def test_multilabel_accuracy_reads_raw_scores_unless_told_otherwise():
     rows = F.one_hot(IDS).float()
     assert said([tc.multilabel_accuracy], 3, rows) == []
+    own = lambda outputs, targets: F.mse_loss(outputs.tanh(), targets)  # noqa: E731
+    assert said([tc.multilabel_accuracy], 3, rows, own) == []  # nobody can tell what they are
     (finding,) = said([tc.multilabel_accuracy], 3, rows, BCE, [nn.Sigmoid()])
     assert finding.code == "metric-threshold"
 
@@ -141,6 +171,53 @@ def test_a_metric_object_is_tried_on_a_copy():
     assert not metric.update_called
 
 
+class Fed:
+    """A metric object without ``to``, as they were before devices."""
+
+    n = 0
+
+    def reset(self):
+        self.n = 0
+
+    def update(self, outputs, targets):
+        self.n += len(targets)
+        if outputs.shape[1] > 1:
+            raise IndexError("one column, please")
+
+    def compute(self):
+        return self.n
+
+
+def test_objects_of_other_kinds_are_tried_out_where_they_can_be_copied():
+    class Single(Fed):
+        def __deepcopy__(self, memo):
+            raise TypeError("there can be only one")
+
+    metric = Fed()
+    assert said([metric]) == []
+    assert metric.n == 0
+    (finding,) = said([metric], 3, IDS, CE)
+    assert (finding.code, finding.severity) == ("metric-refuses", "error")
+    assert "The metric Fed cannot score this model: IndexError: one column" in finding.message
+    assert said([Single()], 3, IDS, CE) == []
+
+
+def test_a_loss_that_cannot_be_copied_is_called_by_the_step_alone():
+    class Squares:
+        calls = 0
+
+        def __deepcopy__(self, memo):
+            raise TypeError("there can be only one")
+
+        def __call__(self, outputs, targets):
+            self.calls += 1
+            return ((outputs - targets) ** 2).mean()
+
+    loss_fn = Squares()
+    assert said([], targets=YES, loss_fn=loss_fn) == []
+    assert loss_fn.calls == 1
+
+
 def test_a_metric_of_another_row_is_a_note():
     rows = F.one_hot(IDS).float()
     (finding,) = said([tc.multilabel_accuracy], 3, rows, CE)
@@ -151,8 +228,10 @@ def test_a_function_that_raises_on_one_batch_is_a_note():
     def needs_all(outputs, targets):
         raise ValueError("only one class is there")
 
-    (finding,) = said([needs_all], 3, IDS, CE)
-    assert (finding.code, finding.severity) == ("metric-refuses", "note")
+    for arguments in ((3, IDS, CE), ()):  # several columns, and one
+        (finding,) = said([needs_all], *arguments)
+        assert (finding.code, finding.severity) == ("metric-refuses", "note")
+        assert "ValueError: only one class is there" in finding.message
 
 
 def test_a_function_of_ones_own_on_several_columns_is_not_called_by_a_run():

@@ -42,6 +42,38 @@ def test_the_same_inputs_with_other_targets_are_other_samples():
     assert codes(tensors(slice(0, 30)), valid) == []
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [X.double(), X[:, :5], X.to_sparse(), torch.complex(X, X), X[:, :0]],
+    ids=["float64", "other columns", "sparse", "complex", "no columns"],
+)
+def test_what_cannot_be_compared_is_not(inputs):
+    train, other = (DataLoader(TensorDataset(x, IDS), 8) for x in (X, inputs))
+    assert codes(train, other) == []
+    assert codes(other, DataLoader(TensorDataset(inputs.clone(), IDS), 8)) == (
+        [] if inputs.dtype != torch.float64 and inputs.shape != (40, 5) else SAME
+    )
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [[slice(0, 4), slice(4, 8)], ["first", "second"], IDS > 0],
+    ids=["slices", "names", "a mask"],
+)
+def test_subsets_by_what_is_no_row_number_are_left_alone(indices):
+    subset = DataLoader(Subset(TensorDataset(X, IDS), indices), 1)
+    assert codes(subset, loader()) == []
+    assert sources.some_rows(subset) is None
+
+
+def test_some_rows_are_those_of_a_subset():
+    subset = DataLoader(Subset(TensorDataset(X, IDS), [7, 3, 30]), 2, shuffle=True)
+    inputs, targets = sources.some_rows(subset)
+    assert torch.equal(inputs, X[[7, 3, 30]])
+    assert targets.tolist() == [3, 3, 2]
+    assert sources.targets_of(subset).tolist() == [3, 3, 2]
+
+
 def test_subsets_are_compared_by_their_rows():
     dataset = TensorDataset(X, IDS)
     first, second = Subset(dataset, range(30)), Subset(dataset, range(30, 40))
@@ -96,6 +128,10 @@ def test_pairs_that_zip_moved_against_each_other_are_doubted():
     assert of(X[:20], IDS[:20]) == []
     assert of(X[:-1], X[1:, 0]) == []  # a series and its next value
     assert of(X[10:], IDS[10:]) == []
+    assert of(X[:20], IDS[3:23]) == []  # cut out on purpose
+    assert of(X[:, :3], X[:, 3:]) == []  # two parts of one table
+    order = torch.randperm(39, generator=torch.Generator().manual_seed(0))
+    assert of([X[i] for i in order], [IDS[i] for i in order.flip(0)]) == []  # nobody can tell
 
 
 class Named(Dataset):
@@ -125,6 +161,13 @@ def test_samples_that_validation_drops_are_noted():
     assert codes(tensors(slice(0, 20)), tensors(slice(24, 40), drop_last=True)) == []
 
 
+class Stream:
+    """A sampler that does not know its length."""
+
+    def __iter__(self):
+        return iter(range(33))
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
@@ -133,6 +176,7 @@ def test_samples_that_validation_drops_are_noted():
         (lambda: loader(slice(0, 33), drop_last=True), None),
         (lambda: tensors(slice(0, 34)), None),
         (lambda: [(X, IDS)], None),
+        (lambda: loader(slice(0, 33), sampler=Stream()), None),
     ],
 )
 def test_a_last_batch_of_one_sample_is_seen(source, expected):
@@ -151,6 +195,10 @@ def test_scales_that_differ_are_doubted_and_outliers_are_not():
     assert scales(X, X[:, :3]) == ["shape-differs"]
     assert scales(torch.zeros(4, 2), X[:, :2]) == []
     assert scales(torch.randint(9, (4, 2)), torch.randint(9000, (4, 2))) == []
+    assert scales({"x": X}, {"x": X * 255}) == []  # nobody looks into structures
+    assert scales(X.to("meta"), X * 255) == []  # or waits for an accelerator
+    assert scales(torch.complex(X, X), 255 * torch.complex(X, X)) == []
+    assert scales(X, X[:0]) == []
 
 
 def test_unscaled_pixels_are_doubted_where_the_first_loss_shows_it():
@@ -166,3 +214,6 @@ def test_unscaled_pixels_are_doubted_where_the_first_loss_shows_it():
     assert seen(pixels.byte(), 40.0) == []
     assert seen(pixels - 128, 40.0) == []
     assert seen(pixels, 40.0, lambda o, t: o.sum()) == []
+    assert seen(pixels, 40.0, nn.CrossEntropyLoss(torch.ones(3))) == []
+    assert seen(pixels, 40.0, nn.BCEWithLogitsLoss()) == ["unscaled-inputs"]
+    assert seen(pixels, 40.0, nn.MSELoss()) == []

@@ -65,6 +65,9 @@ def test_a_frozen_model_is_found_and_the_fix_is_code():
     codes, words = said(network().requires_grad_(False))
     assert codes[0] == ("all-frozen", "error")
     assert "model[2].requires_grad_(True)" in words
+    codes, words = said(nn.Linear(4, 3).requires_grad_(False))
+    assert codes == [("all-frozen", "error")]
+    assert "Unfreeze the head: model.requires_grad_(True)." in words
 
 
 def test_a_frozen_model_under_a_loss_that_learns_is_left_alone():
@@ -94,6 +97,14 @@ def test_a_cut_behind_the_body_is_a_note_and_one_behind_the_head_an_error():
     assert codes == [("outputs-without-graph", "error")]
     with pytest.raises(tc.ContractError, match=r"cuts the graph \(torch.no_grad"):
         fitted(Cut("head"))
+
+
+def test_an_optimizer_of_the_part_that_is_cut_off_is_an_error():
+    model = Cut("body")
+    codes, words = said(model, optimizer=SGD(model.body.parameters(), 0.1))
+    assert codes == [("no-gradient", "error"), ("optimizer-part", "note")]
+    assert "None of the 2 parameters to be trained gets a gradient" in words
+    assert "(body.weight, body.bias)" in words
 
 
 def test_a_loss_without_gradient_is_found():

@@ -179,6 +179,34 @@ def test_a_csv_file_gives_the_same_float32_back(tmp_path, model):
     assert [row["target"] for row in rows] == ["abc"[i] for i in Y]
 
 
+def test_a_csv_file_of_inputs_alone_has_no_target(tmp_path):
+    predictions = tc.predict(nn.Linear(4, 3), X, loss_fn=nn.CrossEntropyLoss())
+    predictions.to_csv(tmp_path / "predictions.csv", classes=["cat", "dog", "eel"])
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [name for name in rows[0] if not name[-1].isdigit()] == ["predicted"]
+    names = [("cat", "dog", "eel")[i] for i in predictions.predicted]
+    assert [row["predicted"] for row in rows] == names
+
+
+def test_names_of_classes_go_with_one_class_for_each_sample(tmp_path):
+    predictions = tc.predict(nn.Linear(4, 3), X, loss_fn=nn.BCEWithLogitsLoss())
+    with pytest.raises(ValueError, match=r"got predicted of shape \(37, 3\). Leave classes out"):
+        predictions.to_csv(tmp_path / "predictions.csv", classes=["cat", "dog", "eel"])
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_a_metric_object_is_taken_to_the_device_of_the_model():
+    class Follows(Counter):
+        def to(self, device):
+            self.device = device
+
+    metric = Follows()
+    found = tc.evaluate(nn.Linear(4, 3), BATCHES, metrics={"n": metric})
+    assert found.metrics == {"n": 37}
+    assert metric.device == torch.device("cpu")
+
+
 def test_a_csv_file_takes_at_most_two_dimensions(tmp_path):
     predictions = tc.predict(nn.Identity(), torch.zeros(2, 3, 4), loss_fn=tc.cross_entropy)
     with pytest.raises(ValueError, match=r"CSV file, got \(2, 3, 4\)"):
@@ -192,6 +220,7 @@ def test_a_csv_file_takes_at_most_two_dimensions(tmp_path):
         (X[:0], {}, ValueError, r"at least one sample, got shape \(0, 4\)"),
         ([], {}, ValueError, "data must give at least one batch"),
         ([((X, X), Y)], {}, TypeError, "outputs must be one tensor, got tuple"),
+        ([(X, {"ids": Y})], {}, TypeError, "targets must be one tensor to be kept, got dict"),
     ],
 )
 def test_what_cannot_be_predicted_says_so(data, keywords, error, words):

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 import torchcls as tc
-from torchcls.loops import loss_on
+from torchcls.loops import loss_on, place
 
 WEIGHT = tensor([1.0, 5.0, 0.5])
 IDS = torch.arange(70) % 3
@@ -560,3 +560,13 @@ def test_the_deprecated_ways_to_say_a_reduction_are_refused():
             batch,
             partial(nn.functional.cross_entropy, size_average=False),
         )
+
+
+def test_what_an_optimizer_remembers_follows_its_parameters():
+    model = linear().to("meta")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for parameter in model.parameters():  # left behind when the model was moved
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros(parameter.shape)
+    assert place(model, None, optimizer=optimizer).type == "meta"
+    for parameter in model.parameters():
+        assert optimizer.state[parameter]["momentum_buffer"].device.type == "meta"

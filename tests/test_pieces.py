@@ -97,6 +97,14 @@ def test_the_cache_is_what_the_system_reports(tmp_path):
 
 
 @pytest.mark.usefixtures("small_cache")
+def test_a_model_larger_than_the_cache_is_not_cut():
+    large = nn.Sequential(nn.Linear(4, 1000), nn.Tanh(), nn.Linear(1000, 3))
+    found = cuts(large, data())
+    assert (len(found.parts), found.size) == (1, None)
+    assert found.forward is large
+
+
+@pytest.mark.usefixtures("small_cache")
 def test_it_cuts_a_batch_that_is_larger_than_the_cache():
     found = cuts(perceptron(), data())
     # A sample keeps 4 inputs and 16 activations (tanh's result is what the next layer keeps, too)

@@ -395,3 +395,17 @@ def test_it_is_silent_about_metrics_that_do_not_compare():
         warnings.simplefilter("error")
         found = tc.check(linear(1), (X, YES), nn.BCEWithLogitsLoss(), [confidence, bias, positives])
     assert found == []
+
+
+def test_it_is_silent_about_sparse_inputs():
+    class Words(nn.Linear):
+        def forward(self, x):
+            return torch.sparse.mm(x, self.weight.T) + self.bias
+
+    sparse = [(X.to_sparse(), IDS)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history = tc.fit(Words(X.shape[1], 3), sparse, [(X.to_sparse(), IDS)], epochs=2,
+                         loss_fn=nn.CrossEntropyLoss(), progress=False, device="cpu")  # fmt: skip
+    assert history.findings == []
+    assert history[1].valid_loss < history[0].valid_loss

@@ -28,15 +28,6 @@ _OTHER_LOSSES: tuple[tuple[type[nn.Module], str], ...] = (
     (nn.L1Loss, "l1_loss"),
 )
 _NEED_FLOATS = (*_BERNOULLI_LOSSES, "kl_div", "huber_loss")  # torch raises for whole numbers
-_SAME_SHAPE = (
-    *_BERNOULLI_LOSSES,
-    "mse_loss",
-    "multilabel_soft_margin_loss",
-    "kl_div",
-    "smooth_l1_loss",
-    "huber_loss",
-    "l1_loss",
-)
 
 
 def name_of(loss_fn: Loss) -> str | None:
@@ -214,9 +205,7 @@ def _targets(outputs: Tensor, targets: Tensor, loss_fn: Loss, loss: Named | None
         assert known is not None
         found = list(_class_targets(outputs, targets, loss, known.options["ignore_index"]))
         return found or list(_class_weights(outputs, known.options["weight"]))
-    if loss.name in _SAME_SHAPE:
-        return [*_same_shape(outputs, targets, loss), *_element_weights(outputs, loss_fn)]
-    return []
+    return [*_same_shape(outputs, targets, loss), *_element_weights(outputs, loss_fn)]
 
 
 def _class_targets(
@@ -698,7 +687,9 @@ def _no_log_probabilities(outputs: Tensor, executed: Executed, loss: Named) -> I
             "probabilities. Use log_softmax(dim=1) in its place, or raw scores and "
             f"{use}.",
         )
-    elif executed.name in ("linear", "relu", "tanh"):
+    elif executed.name == "clamp":
+        yield from _by_value(outputs, loss)
+    else:
         yield error(
             "not-log-probabilities",
             f"{loss} needs log-probabilities, but the model gives raw scores{_span(outputs)}, so "
@@ -707,17 +698,15 @@ def _no_log_probabilities(outputs: Tensor, executed: Executed, loss: Named) -> I
 
 
 def _no_probabilities(outputs: Tensor, executed: Executed, loss: Named) -> Iterator[Finding]:
+    if executed.name == "clamp":
+        yield from _clamped(outputs, loss)
+        return
     if executed.name in ("log_softmax", "log_sigmoid"):
         what = "log-probabilities"
     elif executed.name == "linear":
         what = "raw scores"
-    elif executed.name in ("relu", "tanh"):
-        what = f"what comes out of a {executed.name}"
-    elif executed.name == "clamp":
-        yield from _clamped(outputs, loss)
-        return
     else:
-        return
+        what = f"what comes out of a {executed.name}"
     yield error(
         "not-probabilities",
         f"{loss} needs probabilities, but the model gives {what}{_span(outputs)}. "

@@ -57,19 +57,22 @@ def _where(traceback: TracebackType | None) -> tuple[nn.Module | None, Any]:
 def _embedding(layer: nn.Module, which: str, given: Tensor) -> Finding | None:
     if not isinstance(layer, nn.Embedding):
         return None
-    if given.is_floating_point():
+    if given.dtype not in (torch.int64, torch.int32):
         return error(
             "input-dtype",
             f"The layer {which} looks up ids, but was given {_kind(given)}. Use inputs.long().",
         )
-    if given.device.type == "cpu" and given.numel() and int(given.max()) >= layer.num_embeddings:
-        return error(
-            "input-shape",
-            f"The layer {which} has {layer.num_embeddings} rows, but was given the id "
-            f"{int(given.max())}. Use nn.Embedding({int(given.max()) + 1}, "
-            f"{layer.embedding_dim}), or number the ids from 0.",
-        )
-    return None
+    if given.device.type != "cpu" or given.layout != torch.strided or not given.numel():
+        return None
+    low, high = (int(bound) for bound in given.aminmax())
+    if low >= 0 and high < layer.num_embeddings:
+        return None
+    fix = f"Use nn.Embedding({high + 1}, {layer.embedding_dim}), or number the ids from 0."
+    return error(
+        "input-shape",
+        f"The layer {which} has {layer.num_embeddings} rows, but was given the id "
+        f"{low if low < 0 else high}. {'Number the ids from 0.' if low < 0 else fix}",
+    )
 
 
 def _dtype(layer: nn.Module, which: str, given: Tensor) -> Finding | None:

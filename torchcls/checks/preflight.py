@@ -141,7 +141,8 @@ class Preflight:
             self._has_seen_valid = True
             found += sources.scale_findings(seen.inputs, valid[0])
         elif not self._has_seen_valid and isinstance(seen.inputs, Tensor):
-            self._first_inputs = seen.inputs[:64].clone() if seen.inputs.ndim else None
+            is_cut = seen.inputs.ndim > 0 and seen.inputs.layout == torch.strided
+            self._first_inputs = seen.inputs[:64].clone() if is_cut else None
         self._settle(found)
 
     def _readable(self, seen: Seen) -> Seen:

@@ -190,30 +190,30 @@ def _own(
     name: str, metric: Any, outputs: Tensor, targets: Tensor, loss: str | None, is_asked: bool
 ) -> Iterator[Finding]:
     made_up = _made_up(outputs, targets, loss)
-    if made_up is not None:
-        fault = _fault_of(metric, outputs, *made_up)
-        if fault == "argmax":
-            yield error(
-                "metric-ignores-outputs",
-                f"The metric {name} takes the argmax over 1 column, which is always class 0: it "
-                "scores the share of zeros among the targets, whatever the model says. With one "
-                f"output use a threshold: torchcls.threshold_accuracy{_from_logits(loss)}.",
-            )
-        elif fault == "pairs":
-            n = len(outputs)
-            yield error(
-                "metric-broadcasts",
-                f"The metric {name} compares outputs {tuple(outputs.shape)} with targets "
-                f"{tuple(targets.shape)}: that is {n} x {n} comparisons, every output with every "
-                f"target. Give both one shape: {_one_shape(outputs)}.",
-            )
-        elif loss == "binary_cross_entropy_with_logits" and _cuts_at_half(metric, made_up[0]):
-            yield warning(
-                "metric-threshold",
-                f"The metric {name} cuts the outputs at 0.5, but they are raw scores "
-                f"({loss}), where 0.5 is a probability of 0.62. Cut at 0, or apply the sigmoid "
-                "first.",
-            )
+    fault = None if made_up is None else _fault_of(metric, outputs, *made_up)
+    if fault == "argmax":
+        yield error(
+            "metric-ignores-outputs",
+            f"The metric {name} takes the argmax over 1 column, which is always class 0: it "
+            "scores the share of zeros among the targets, whatever the model says. With one "
+            "output use a threshold: torchcls.threshold_accuracy"
+            f"{' with from_logits=True' if _takes_logits(loss) else ''}.",
+        )
+    elif fault == "pairs":
+        n = len(outputs)
+        yield error(
+            "metric-broadcasts",
+            f"The metric {name} compares outputs {tuple(outputs.shape)} with targets "
+            f"{tuple(targets.shape)}: that is {n} x {n} comparisons, every output with every "
+            f"target. Give both one shape: {_one_shape(outputs)}.",
+        )
+    elif made_up and _takes_logits(loss) and _cuts_at_half(metric, made_up[0]):
+        yield warning(
+            "metric-threshold",
+            f"The metric {name} cuts the outputs at 0.5, but they are raw scores "
+            f"({loss}), where 0.5 is a probability of 0.62. Cut at 0, or apply the sigmoid "
+            "first.",
+        )
     elif is_asked:
         value = _value(metric, outputs, targets)
         if isinstance(value, Exception):
@@ -224,8 +224,8 @@ def _own(
             )
 
 
-def _from_logits(loss: str | None) -> str:
-    return " with from_logits=True" if loss == "binary_cross_entropy_with_logits" else ""
+def _takes_logits(loss: str | None) -> bool:
+    return loss == "binary_cross_entropy_with_logits"
 
 
 def _one_shape(outputs: Tensor) -> str:

@@ -59,7 +59,7 @@ def _held(source: Any) -> _Held | None:
     if type(dataset) is Subset:
         try:
             rows = torch.as_tensor(dataset.indices)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):  # of slices, say
             return None
         if rows.ndim != 1 or rows.dtype not in (torch.int64, torch.int32):
             return None
@@ -192,8 +192,9 @@ def _same_samples(train: Any, valid: Any) -> Iterator[Finding]:
         return
     ours, theirs = _held(train), _held(valid)
     if ours is not None and theirs is not None:
-        is_same = ours.inputs.data_ptr() == theirs.inputs.data_ptr()
-        yield from _overlap(ours, theirs, is_one_batch=is_same and _number_of(train) == 1)
+        if _are_comparable(ours.inputs, theirs.inputs):
+            is_same = ours.inputs.data_ptr() == theirs.inputs.data_ptr()
+            yield from _overlap(ours, theirs, is_one_batch=is_same and _number_of(train) == 1)
     elif (
         _dataset(train) is not None
         and _dataset(train) is _dataset(valid)
@@ -226,8 +227,6 @@ def _valid_is_train(what: str) -> Finding:
 
 def _overlap(ours: _Held, theirs: _Held, *, is_one_batch: bool) -> Iterator[Finding]:
     """Look for some validation samples, input and target, among the training samples."""
-    if not _are_comparable(ours.inputs, theirs.inputs):
-        return
     n = len(theirs.inputs) if theirs.rows is None else len(theirs.rows)
     width = max(1, theirs.inputs[0].numel())
     asked = torch.linspace(0, n - 1, min(n, 256, max(16, 4_000_000 // width))).long()
@@ -361,7 +360,7 @@ def scale_findings(train: Any, valid: Any) -> Iterator[Finding]:
     """Whether the inputs of the two splits have one size and one scale."""
     if not isinstance(train, Tensor) or not isinstance(valid, Tensor):
         return
-    if train.device.type != "cpu" or valid.device.type != "cpu":
+    if any(t.device.type != "cpu" or t.layout != torch.strided for t in (train, valid)):
         return
     if train.ndim != valid.ndim or train.shape[1:] != valid.shape[1:]:
         yield note(
