@@ -3,15 +3,15 @@
     pip install -e '.[bench]'
     python scripts/benchmark.py --data FOLDER --out FOLDER
 
-Six tables, or those that are named: ``epoch`` (the lecture's three-digit run), ``networks``
+Seven tables, or those that are named: ``epoch`` (the lecture's three-digit run), ``networks``
 (others, where cutting is not always allowed), ``step`` (the overhead of one), ``scaling`` (1,000 to
-1,000,000 samples), ``preflight`` (what checking costs) and ``imports``. Each measurement has a
-process of its own; the contestants take turns, ``--repeats`` times; ratios are taken within a round
-and given as the median of the rounds with the lowest and the highest. The time of an epoch,
-training and validation, is the median of its run. Peak memory is the whole process's; beside it
-stands what came on top of libraries and data. In ``step``, on one thread, the batches are cut
-beforehand: a list of them for the loops, torchcls, Ignite and Poutyne, and for the others, which
-insist, a DataLoader that hands them out as they are.
+1,000,000 samples), ``preflight`` (what checking costs), ``checkpoint`` (what keeping a run costs)
+and ``imports``. Each measurement has a process of its own; the contestants take turns,
+``--repeats`` times; ratios are taken within a round and given as the median of the rounds with the
+lowest and the highest. The time of an epoch, training and validation, is the median of its run.
+Peak memory is the whole process's; beside it stands what came on top of libraries and data. In
+``step``, on one thread, the batches are cut beforehand: a list of them for the loops, torchcls,
+Ignite and Poutyne, and for the others, which insist, a DataLoader that hands them out as they are.
 Libraries that are not installed are named and skipped. It works on the CPU.
 
 What is claimed, and checked with the exit status, is in ``benchmark_report.py``.
@@ -42,6 +42,8 @@ from benchmark_pictures import draw_bars, draw_scaling
 from benchmark_report import (
     Claim,
     Runs,
+    checkpoint_claims,
+    checkpoint_rows,
     epoch_claims,
     import_claims,
     import_rows,
@@ -59,7 +61,7 @@ from benchmark_report import (
 )
 from lecture import load_digits, verdict
 
-TABLES = ("epoch", "networks", "step", "scaling", "preflight", "imports")
+TABLES = ("epoch", "networks", "step", "scaling", "preflight", "checkpoint", "imports")
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 LECTURE_EPOCHS = 10  # so many rows has the lecture's table, which the first run is held against
 CHILD = Path(__file__).with_name("benchmark_child.py")
@@ -124,7 +126,7 @@ def rows_of(table: str, options: argparse.Namespace) -> list[Spec]:
     if table == "scaling":
         sizes = SIZES[:1] if options.smoke else SIZES
         return [{"row": f"{n:,}", "contestant": "torchcls", "variant": n} for n in sizes]
-    if table == "preflight":
+    if table in ("preflight", "checkpoint"):
         networks = ["MLP"] if options.smoke else NETWORKS
         return [{"row": name, "variant": name} for name in ("step", "lecture", *networks)]
     peers = peers_at_hand(options)
@@ -199,6 +201,8 @@ def table_of(table: str, runs: Runs) -> list[list[str]]:
         return scaling_rows(runs)
     if table == "preflight":
         return preflight_rows(runs)
+    if table == "checkpoint":
+        return checkpoint_rows(runs)
     return import_rows(runs) if table == "imports" else task_rows(table, runs)
 
 
@@ -214,6 +218,7 @@ def claims_of(table: str, runs: Runs, smoke: bool) -> list[Claim]:
         "step": step_claims,
         "scaling": scaling_claims,
         "preflight": preflight_claims,
+        "checkpoint": checkpoint_claims,
         "imports": import_claims,
     }
     return claims[table](runs)
@@ -259,7 +264,7 @@ def save(folder: Path, table: str, report: dict[str, Any], runs: Runs) -> None:
     """Every value as JSON, and the picture of the table where it has one."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{table}.json").write_text(json.dumps(report, indent=1) + "\n")
-    if table == "preflight":
+    if table in ("preflight", "checkpoint"):
         return  # three units: a table says it better
     if importlib.util.find_spec("matplotlib") is None:
         print(f"skipped: {table}.png, as matplotlib is not installed (pip install '.[bench]')")
@@ -287,7 +292,7 @@ def run_table(table: str, options: argparse.Namespace, setting: dict[str, Any]) 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
-    if not options.smoke and {"epoch", "networks", "preflight"} & set(options.tables):
+    if not options.smoke and {"epoch", "networks", "preflight", "checkpoint"} & set(options.tables):
         load_digits(options, (0, 1, 2))  # stops here, and says how, where there are none
     setting = circumstances(options)
     versions = ", ".join(f"{name} {found}" for name, found in setting["versions"].items() if found)

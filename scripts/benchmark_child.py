@@ -214,6 +214,14 @@ def measure_look(spec: dict[str, Any]) -> dict[str, Any]:
     return measure_preflight(task, smoke=spec["smoke"])
 
 
+def measure_keeping(spec: dict[str, Any]) -> dict[str, Any]:
+    """What checkpoints cost on one task."""
+    from benchmark_checkpoint import measure_checkpoint
+
+    task = PREFLIGHT.get(spec["variant"], network_task)(spec)
+    return measure_checkpoint(task, smoke=spec["smoke"])
+
+
 # --- imports --------------------------------------------------------------------------------------
 
 
@@ -235,6 +243,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         return measure_import(spec)
     if spec["table"] == "preflight":
         return measure_look(spec)
+    if spec["table"] == "checkpoint":
+        return measure_keeping(spec)
     return measure_scaling(spec) if spec["table"] == "scaling" else measure_task(spec)
 
 

@@ -23,6 +23,7 @@ IMPORT_SECONDS = 0.05  # over import torch
 MEMORY_SHARE = 1.1  # of the stored data plus a batch, at the largest n
 CHECK_SECONDS = 1.0  # tc.check on an ordinary network
 CHECK_TIMES = 5  # of one forward and backward, where that is no mere overhead
+CHECKPOINT_SHARE = 0.02  # of a run, at the default interval
 GROWTH = 1.5  # cost of a sample at the largest n over that at a hundredth of it; linear is 1
 BASELINE, OURS = "plain loop", "torchcls"
 MEGA = 1e6
@@ -197,6 +198,19 @@ def preflight_claims(runs: Runs) -> list[Claim]:
     return claims
 
 
+def checkpoint_claims(runs: Runs) -> list[Claim]:
+    claims = []
+    for row in runs:
+        if row == "step":  # an epoch of nothing
+            continue
+        share = spread(one["added"] / one["plain"] for one in runs[row])
+        sentence = f"checkpoints of {row} cost {share.text('.3f')} of the run"
+        claims.append(
+            Claim(share.middle <= CHECKPOINT_SHARE, f"{sentence} (at most {CHECKPOINT_SHARE})")
+        )
+    return claims
+
+
 def samples(row: str) -> int:
     return int(row.replace(",", ""))
 
@@ -280,6 +294,23 @@ def preflight_rows(runs: Runs) -> list[list[str]]:
                 one["check"] / one["forward and backward"] for one in runs[row]
             ).text(),
         ),
+    ]
+    return cells("", runs, columns)
+
+
+def checkpoint_rows(runs: Runs) -> list[list[str]]:
+    """What keeping a run adds to it."""
+    columns: list[Column] = [
+        ("s of a run", lambda row: spread(one["plain"] for one in runs[row]).text(".3g")),
+        (
+            "added to an epoch, ms",
+            lambda row: spread(1e3 * one["added"] / one["epochs"] for one in runs[row]).text(".1f"),
+        ),
+        (
+            "of the run",
+            lambda row: spread(one["added"] / one["plain"] for one in runs[row]).text(".3f"),
+        ),
+        ("state, MB", lambda row: spread(one["bytes"] / 1e6 for one in runs[row]).text(".2f")),
     ]
     return cells("", runs, columns)
 

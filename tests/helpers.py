@@ -1,8 +1,12 @@
-"""Comparisons with torch, shared by the test files; tested themselves in test_helpers.py."""
+"""What test files share: comparisons with torch (tested in test_helpers.py), and a small disk."""
 
+import ctypes
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -103,3 +107,33 @@ def _gradients(outputs: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
             materialize_grads=True,
         )
     )
+
+
+def in_a_thread_that_sees_a_small_disk(
+    folder: Path, run: Callable[[], None], size: str = "64k"
+) -> None:
+    """Run it where ``folder`` is a disk of that size, for that thread only: nothing to unmount."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    outcome: list[Any] = []
+
+    def call() -> None:
+        new_mounts, private_and_below = 0x00020000, 0x00044000  # CLONE_NEWNS; MS_PRIVATE | MS_REC
+        disk = str(folder).encode()
+        mounted = (
+            libc.unshare(new_mounts) == 0
+            and libc.mount(None, b"/", None, ctypes.c_ulong(private_and_below), None) == 0
+            and libc.mount(b"tmpfs", disk, b"tmpfs", ctypes.c_ulong(0), f"size={size}".encode())
+            == 0
+        )
+        try:
+            outcome.append(run() if mounted else "no disk")
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    if outcome == ["no disk"]:
+        pytest.skip("may not mount a small file system here")
+    if outcome != [None]:
+        raise outcome[0]

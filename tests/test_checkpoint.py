@@ -1,6 +1,5 @@
 """torchcls.checkpoint: a file is replaced whole or not at all, and damage never loads."""
 
-import ctypes
 import errno
 import hashlib
 import io
@@ -21,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from helpers import in_a_thread_that_sees_a_small_disk
 from torch import nn, tensor
 from torch.optim import lr_scheduler
 
@@ -443,32 +443,6 @@ def test_a_size_limit_of_the_system_leaves_everything_as_it_was(path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.errno == errno.EFBIG
     assert_only(path, content)
-
-
-def in_a_thread_that_sees_a_small_disk(folder, run):
-    """Run it where ``folder`` is a disk of 64 KiB: only for that thread, so nothing to unmount."""
-    libc, outcome = ctypes.CDLL(None, use_errno=True), []
-
-    def call():
-        new_mounts, private_and_below = 0x00020000, 0x00044000  # CLONE_NEWNS; MS_PRIVATE | MS_REC
-        disk = str(folder).encode()
-        mounted = (
-            libc.unshare(new_mounts) == 0
-            and libc.mount(None, b"/", None, ctypes.c_ulong(private_and_below), None) == 0
-            and libc.mount(b"tmpfs", disk, b"tmpfs", ctypes.c_ulong(0), b"size=64k") == 0
-        )
-        try:
-            outcome.append(run() if mounted else "no disk")
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    thread.join()
-    if outcome == ["no disk"]:
-        pytest.skip("may not mount a small file system here")
-    if outcome != [None]:
-        raise outcome[0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a mount that one thread sees is Linux's")

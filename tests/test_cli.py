@@ -3,10 +3,14 @@
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -132,19 +136,93 @@ def test_without_matplotlib_everything_but_the_picture_is_written(here, capsys, 
     assert (here / "run" / "weights.pt").exists()
 
 
-def test_ctrl_c_writes_what_was_reached_and_exits_with_130(here, capsys, monkeypatch):
-    step, steps = torch.optim.AdamW.step, []
+def interrupted(monkeypatch, at, interrupt):
+    """Interrupt at one of the calls of a layer."""
+    forward, calls = torch.nn.Linear.forward, []
 
-    def interrupted(self, *rest):
-        steps.append(1)
-        if len(steps) == 5:  # three steps in an epoch: the second one of the second
-            raise KeyboardInterrupt
-        return step(self, *rest)
+    def broken(self, *rest):
+        calls.append(1)
+        if len(calls) == at:
+            interrupt()
+        return forward(self, *rest)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
-    assert main(["train", "--epochs", "9", "--out", "run"]) == 130
-    assert "stopped by Ctrl-C after 1 of 9 epochs" in capsys.readouterr().out
-    assert len(read_csv(here / "run" / "history.csv")) == 1
+    monkeypatch.setattr(torch.nn.Linear, "forward", broken)
+
+
+def ctrl_c():
+    raise KeyboardInterrupt
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def without_times(path):
+    return [{**row, "time": None} for row in read_csv(path)]
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "status", "name"), [(ctrl_c, 130, "Ctrl-C"), (terminate, 143, "SIGTERM")]
+)
+@pytest.mark.parametrize(("at", "epochs"), [(1, 0), (4, 0), (12, 1)])
+def test_an_interrupt_writes_what_was_reached_and_says_how_to_go_on(
+    here, capsys, monkeypatch, interrupt, status, name, at, epochs
+):
+    arguments = ["train", "--epochs", "3", "--classes", "0,1"]
+    assert main([*arguments, "--out", "whole run"]) == 0
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        interrupted(patch, at, interrupt)
+        capsys.readouterr()
+        assert main([*arguments, "--out", "a run"]) == status
+    assert signal.getsignal(signal.SIGTERM) is handler
+    printed = capsys.readouterr().out
+    assert f"stopped by {name} after {epochs} of 3 epochs" in printed
+    if epochs:
+        assert len(read_csv(here / "a run" / "history.csv")) == 1
+    again = re.search("^go on with: torchcls (.*)$", printed, re.MULTILINE)[1]
+    assert again == "train --epochs 3 --classes 0,1 --out 'a run' --resume"
+    assert main(shlex.split(again)) == 0
+    assert "going on in a run: " in capsys.readouterr().out
+    whole, found = here / "whole run", here / "a run"
+    assert without_times(found / "history.csv") == without_times(whole / "history.csv")
+    for file in ("weights.pt", "predictions.csv"):
+        assert (found / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_the_folder_it_chose_itself_stands_in_the_command_that_goes_on(here, capsys, monkeypatch):
+    interrupted(monkeypatch, 12, ctrl_c)
+    assert main(["train", "--epochs", "3"]) == 130
+    assert "torchcls train --epochs 3 --out torchcls-out --resume" in capsys.readouterr().out
+
+
+def test_in_a_thread_it_sets_no_handler(here):
+    statuses = []
+    thread = threading.Thread(
+        target=lambda: statuses.append(main(["train", "--epochs", "1", "--classes", "0,1"]))
+    )
+    thread.start()
+    thread.join()
+    assert statuses == [0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--resume"],
+            "--out must name the folder of the run that --resume goes on with, got none",
+        ),
+        (["--out", "nowhere", "--resume"], "got nowhere without a last.pt"),
+        (["--out", "run", "--epochs", "1"], "or go on with that run by --resume"),
+        (["--out", "run", "--resume", "--lr", "0.5"], "lr of the optimizer must be 0.001"),
+        (["--out", "run", "--resume", "--batch-size", "7"], "train must be '"),
+    ],
+)
+def test_a_run_that_cannot_be_gone_on_with_is_refused_in_one_line(here, capsys, arguments, words):
+    main(["train", "--epochs", "1", "--out", "run"])
+    capsys.readouterr()
+    assert words in refusal(capsys, *arguments)
 
 
 # Real files

@@ -53,7 +53,28 @@ def lecture_as_history(lecture, experiment):
 def test_no_script_is_forgotten_here():
     ours = {path.stem for path in SCRIPTS.glob("*.py")}
     elsewhere = {name for name in ours if name.startswith(("benchmark", "exact_averages"))}
-    assert ours == {*BY_HAND, *TRAINED, *elsewhere, "lecture"}
+    assert ours == {*BY_HAND, *TRAINED, *elsewhere, "kill_and_resume", "lecture"}
+
+
+def test_a_run_that_is_killed_at_random_moments_ends_with_the_bits_of_one_that_is_not():
+    # In a process of its own: it forks, and this one has threads.
+    command = [sys.executable, str(SCRIPTS / "kill_and_resume.py"), "--smoke"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": 2 of 2 runs equal to the bit, killed ") == 3
+
+
+def test_a_run_that_differs_fails(load, monkeypatch, capsys):
+    script = load("kill_and_resume")
+    answers = iter(["a", "a", "b"] * 3)
+
+    def child(work, answer, patience):
+        answer.write_text(next(answers))
+        return True
+
+    monkeypatch.setattr(script, "in_child", child)
+    assert script.main(["--smoke"]) == 1
+    assert capsys.readouterr().out.count(": 1 of 2 runs equal to the bit, killed 0 times") == 3
 
 
 @pytest.mark.parametrize("name", BY_HAND + TRAINED)

@@ -40,6 +40,7 @@ from torchcls.metrics import (
     top_k_accuracy,
 )
 from torchcls.optim import default_optimizer, one_cycle
+from torchcls.version import __version__ as __version__
 
 __all__ = [
     "Batches",
@@ -83,5 +84,3 @@ __all__ = [
     "top_k_accuracy",
     "train_one_epoch",
 ]
-
-__version__ = "0.1.0"

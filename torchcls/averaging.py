@@ -226,6 +226,14 @@ class Sum:
         self._sum = torch.where(is_finite, total, rounded)
         self._lost = torch.where(is_finite, lost - (total - rounded), 0)
 
+    def state_dict(self) -> dict[str, Count]:
+        """The sum and what was rounded off."""
+        return {"sum": self._sum, "lost": self._lost}
+
+    def load_state_dict(self, state: dict[str, Count]) -> None:
+        """Go on adding to a sum; a tensor must lie where the terms do."""
+        self._sum, self._lost = state["sum"], state["lost"]
+
     def added(self) -> Count:
         """The sum where it lies."""
         return self._sum + self._lost
@@ -260,6 +268,16 @@ class Mean:
         """Add a part whose sum is ``numerator``."""
         self._numerator.add(numerator)
         self._denominator.add(count)
+
+    def state_dict(self) -> dict[str, dict[str, Count]]:
+        """Both sums."""
+        parts = {"numerator": self._numerator, "denominator": self._denominator}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def load_state_dict(self, state: dict[str, dict[str, Count]]) -> None:
+        """Go on with both sums; tensors must lie where the parts do."""
+        self._numerator.load_state_dict(state["numerator"])
+        self._denominator.load_state_dict(state["denominator"])
 
     def counted(self) -> float:
         """What all parts count together. Waits for an accelerator."""

@@ -26,6 +26,11 @@ _FORMAT = 1
 _MARK = re.compile(rb"torchcls checkpoint, format (\d{1,9}), sha256 ([0-9a-f]{64})\Z")
 _DIGEST_SIZE = 64
 
+
+class DamagedError(ValueError):
+    """A checkpoint is cut off, empty, or not what was written: an earlier one may be whole."""
+
+
 _SCALARS = (type(None), bool, int, float, str, bytes, torch.Size, torch.dtype, torch.device)
 
 
@@ -110,7 +115,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the path is a folder, or the file is empty, cut off, damaged, another
-            program's, of another format, or holds objects that could run code.
+            program's, of another format, or holds objects that could run code. Where an earlier
+            file may be whole it is a ``DamagedError``.
 
     Example:
         >>> import tempfile
@@ -122,7 +128,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         >>> load_checkpoint(path)
         Traceback (most recent call last):
             ...
-        ValueError: ...model.pt must have the checksum that it was written with, got another ...
+        torchcls.checkpoint.DamagedError: ...model.pt must have the checksum that it was written
+        with, got another ...
     """
     if os.path.isdir(path):
         raise ValueError(f"{path} must be a checkpoint, got a folder.")
@@ -131,10 +138,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     data = Path(path).read_bytes()
     mark = _MARK.search(data, max(0, len(data) - 128))
     if mark is None:
-        raise ValueError(_why_not_ours(path, data))
+        raise _not_ours(path, data)
     digest = hashlib.sha256(memoryview(data)[:-_DIGEST_SIZE]).hexdigest()
     if digest.encode() != mark[2]:
-        raise ValueError(
+        raise DamagedError(
             f"{path} must have the checksum that it was written with, got another one over its "
             f"{len(data)} bytes: it is damaged. Load an earlier one."
         )
@@ -284,21 +291,23 @@ def _parsed(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True, mmap=False)
 
 
-def _why_not_ours(path: str | os.PathLike[str], data: bytes) -> str:
+def _not_ours(path: str | os.PathLike[str], data: bytes) -> ValueError:
     start = f"{path} must end in the mark of a torchcls checkpoint, got"
     if not data:
-        return f"{start} an empty file. Load an earlier one."
+        return DamagedError(f"{start} an empty file. Load an earlier one.")
     if not data.startswith((b"PK\3\4", b"\x80")):  # zip archives, and pickles of old
-        return f"{start} {len(data)} bytes that start with {data[:12]!r}. Load an earlier one."
+        seen = f"{len(data)} bytes that start with {data[:12]!r}"
+        return DamagedError(f"{start} {seen}. Load an earlier one.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _parsed(data)  # only to tell what it is; nothing in it is run
     except pickle.UnpicklingError:
-        return _could_run_code(path)
+        return ValueError(_could_run_code(path))
     except Exception:
-        return f"{start} {len(data)} bytes that are cut off or damaged. Load an earlier one."
-    return (
+        seen = f"{len(data)} bytes that are cut off or damaged"
+        return DamagedError(f"{start} {seen}. Load an earlier one.")
+    return ValueError(
         f"{start} another program's file, or {len(data)} bytes that are cut off or damaged at the "
         "end. Load an earlier one, or other programs' files by torch.load(path, weights_only=True)."
     )

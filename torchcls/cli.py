@@ -1,13 +1,16 @@
 """The command ``torchcls``: train the lecture's network, or look for mistakes before it is."""
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import os
+import shlex
+import signal
 import sys
-import tempfile
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,11 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments, those of the process if None.
 
     Returns:
-        The exit status: 0; 130 after Ctrl-C, with everything so far written. Bad input raises
-        SystemExit with status 2 after one line on standard error.
+        The exit status: 0; 130 after Ctrl-C and 143 after SIGTERM, with everything so far written.
+        Bad input raises SystemExit with status 2 after one line on standard error.
     """
     parser = _parser()
     options = parser.parse_args(argv)
+    options.words = sys.argv[1:] if argv is None else argv
     try:
         return int(options.run(options))
     except BrokenPipeError:  # an OSError too, but no bad input
@@ -70,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--lr", type=float, default=1e-3, help="learning rate")
     add("--device", help="cpu, cuda, cuda:1, ... (default: the accelerator that is there)")
     add("--out", metavar="FOLDER", help="where to write (default: the first free torchcls-out)")
+    add(
+        "--resume",
+        action="store_true",
+        default=None,
+        help="go on with the run in --out, which was begun with the same options",
+    )
     check = commands.add_parser(
         "check",
         help="look for mistakes in the data, without training",
@@ -130,6 +140,8 @@ def _train(options: argparse.Namespace) -> int:
     torch.manual_seed(options.seed)
     model = task.model()
     valid = task.batches(task.valid, 1000)
+    out = _out_folder(options.out, resume=bool(options.resume))
+    print(f"{_described(task)}, {options.head} head, on {device}", flush=True)
     run = tc.epochs(
         model,
         task.batches(task.train, options.batch_size, shuffle=True, seed=options.seed),
@@ -139,14 +151,18 @@ def _train(options: argparse.Namespace) -> int:
         metrics=task.head.metrics,
         lr=options.lr,
         device=device,
+        checkpoint=out,
+        resume=bool(options.resume),
     )
-    out = _out_folder(options.out)
-    print(f"{_described(task)}, {options.head} head, on {device}")
+    status = 0
     try:
-        for _ in run:
-            pass
-    except KeyboardInterrupt:
-        print(f"stopped by Ctrl-C after {len(run.history)} of {options.epochs} epochs")
+        with _sigterm_interrupts():
+            for _ in run:
+                pass
+    except KeyboardInterrupt as interrupt:
+        status, name = (143, "SIGTERM") if isinstance(interrupt, _Terminated) else (130, "Ctrl-C")
+        print(f"stopped by {name} after {len(run.history)} of {options.epochs} epochs")
+        print(f"go on with: {_again(options, out)}", flush=True)
     if run.history:
         predictions = tc.predict(model, valid, loss_fn=task.head.loss_fn)
         # The class ids again in place of what the loss was given: rows of 0 and 1, say.
@@ -159,7 +175,35 @@ def _train(options: argparse.Namespace) -> int:
             f"{run.history[-1].valid_loss:.4f} after {len(run.history)} epochs; "
             f"wrote {', '.join(written)} to {out}{os.sep}"
         )
-    return 0 if len(run.history) == options.epochs else 130
+    return status
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which is to do what Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone may set a handler
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _again(options: argparse.Namespace, out: Path) -> str:
+    """The command that goes on with a run."""
+    words = list(options.words)
+    if options.out is None:
+        words += ["--out", str(out)]
+    return shlex.join(["torchcls", *words, *([] if options.resume else ["--resume"])])
 
 
 def _described(task: Task) -> str:
@@ -194,23 +238,27 @@ def _check(options: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def _out_folder(wanted: str | None) -> Path:
-    """Make the folder to write to, and find out now whether it can be written."""
+def _out_folder(wanted: str | None, *, resume: bool) -> Path:
+    """The folder to write to, which the run makes when all is checked."""
+    if resume:
+        if wanted is None or not Path(wanted, "last.pt").exists():
+            raise FileNotFoundError(
+                "--out must name the folder of the run that --resume goes on with, got "
+                + (f"{wanted} without a last.pt." if wanted else "none.")
+            )
+        return Path(wanted)
     if wanted is None:
         names = itertools.chain(
             ["torchcls-out"], (f"torchcls-out-{number}" for number in itertools.count(2))
         )
-        out = next(Path(name) for name in names if not Path(name).exists())
-    else:
-        out = Path(wanted)
-        if (out / "history.csv").exists():
-            raise FileExistsError(
-                f"--out must not hold an earlier run, got {out} with a history.csv. "
-                "Choose another folder."
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=out).close()
-    return out
+        return next(Path(name) for name in names if not Path(name).exists())
+    earlier = [name for name in ("history.csv", "last.pt") if Path(wanted, name).exists()]
+    if earlier:
+        raise FileExistsError(
+            f"--out must not hold an earlier run, got {wanted} with a {earlier[0]}. "
+            "Choose another folder, or go on with that run by --resume."
+        )
+    return Path(wanted)
 
 
 def _write(history: tc.History, model: nn.Module, out: Path) -> list[str]:

@@ -1,12 +1,15 @@
 """A whole run: epochs of training and validation, with a history. The loop stays the user's."""
 
 import contextlib
-import sys
+import os
 import time
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from torchcls.arguments import check_whole_number
@@ -15,8 +18,10 @@ from torchcls.checks.findings import Check, check_choice
 from torchcls.checks.preflight import Preflight
 from torchcls.data.nearby import Nearby
 from torchcls.device import device_of, select_device, to_device
+from torchcls.display import Display
 from torchcls.evaluation import Evaluation, measure
-from torchcls.history import History, Record, header, row
+from torchcls.history import History, Record
+from torchcls.keeper import Keeper
 from torchcls.loops import (
     Device,
     loss_on,
@@ -24,15 +29,38 @@ from torchcls.loops import (
     no_batch,
     not_batches,
     num_batches,
-    pairs,
     place,
 )
 from torchcls.modes import training
 from torchcls.optim import check_lr, check_optimizer, default_optimizer, pace_of
 from torchcls.pieces import MicroBatch, check_micro_batch, pieces_for
 from torchcls.precision import check_precision, precision_of
+from torchcls.randomness import (
+    accelerator_state,
+    global_state,
+    set_accelerator_state,
+    set_global_state,
+    set_source_state,
+    source_state,
+)
+from torchcls.replay import CannotReplayError, Passed, why_not_replayed
+from torchcls.resume import (
+    Best,
+    Buffers,
+    check_modules,
+    check_told,
+    circumstances,
+    differences,
+    load_modules,
+    load_optimizer,
+    modules_state,
+    told,
+)
 from torchcls.scorers import Metrics, named_metrics
 from torchcls.step import Loss, Step
+from torchcls.warn import warn
+
+Folder = str | os.PathLike[str]
 
 _RESERVED = ("epoch", "train_loss", "smooth_loss", "valid_loss", "time")
 
@@ -53,6 +81,10 @@ def fit(
     micro_batch: MicroBatch = "auto",
     check: Check = "error",
     ignore: Collection[str] = (),
+    checkpoint: Folder | None = None,
+    resume: bool = False,
+    save_every: float = 60,
+    best: str = "valid_loss",
     progress: bool | None = None,
 ) -> History:
     """Train a model for some epochs, validate after each, and return the history.
@@ -90,6 +122,16 @@ def fit(
             something is certainly wrong and warns once of what almost certainly is; "warn" warns of
             both; "off" does not look. ``history.findings`` keeps all of it, notes included.
         ignore: Codes of findings to leave out, such as ``["valid-is-train"]``.
+        checkpoint: A folder for the state of the run: ``last.pt``, ``best.pt``, and ``epoch.pt``,
+            an earlier one to fall back to. None keeps nothing. Each is a file of
+            ``save_checkpoint``; ``torch.load(path, weights_only=True)["model"]`` are the weights.
+        resume: Whether to go on with the run in ``checkpoint`` where there is one, from its last
+            whole step and to the same bits; the README says what is promised. The arguments must
+            be those it was begun with. A run that ended, also by ``stop``, is not trained further.
+        save_every: Seconds between two states inside an epoch. Another one is written at the end of
+            every epoch, before its record is handed out.
+        best: The column of the history that says which epoch's weights are the best: a loss, one of
+            torchcls's metrics by name, or "min:" or "max:" and the name of another one.
         progress: None shows a bar in a terminal and plain lines in a pipe; True and False force it
             on and off.
 
@@ -99,6 +141,8 @@ def fit(
     Raises:
         TypeError, ValueError: Before anything runs where an argument does not fit; at the batch
             where a batch does not.
+        OSError: Before anything runs where ``checkpoint`` cannot be written. Later that costs a
+            warning, and the run goes on.
         ContractError: A ValueError: before the weights have moved where the preflight finds a
             mistake; at the first batch whose loss or gradients are not finite, with the weights of
             the step before it.
@@ -129,6 +173,10 @@ def fit(
         micro_batch=micro_batch,
         check=check,
         ignore=ignore,
+        checkpoint=checkpoint,
+        resume=resume,
+        save_every=save_every,
+        best=best,
         progress=progress,
     )
     for _ in run:
@@ -176,6 +224,10 @@ class Run:
         micro_batch: MicroBatch = "auto",
         check: Check = "error",
         ignore: Collection[str] = (),
+        checkpoint: Folder | None = None,
+        resume: bool = False,
+        save_every: float = 60,
+        best: str = "valid_loss",
         progress: bool | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -188,6 +240,8 @@ class Run:
         if valid is not None:
             _check_source(valid, "valid")
         _check_metrics(metrics, has_valid=valid is not None)
+        _check_keeping(checkpoint, resume, save_every)
+        self._best = Best(best, metrics, has_valid=valid is not None)
         if optimizer is not None and lr is not None:
             raise ValueError(
                 f"lr must not stand beside optimizer, which has its own, got lr={lr!r}. "
@@ -223,6 +277,23 @@ class Run:
             scales_loss=precision == "float16",
         )
         self.history.findings = self._preflight.findings  # the same list: more may follow
+        self._told = told(
+            train=train,
+            valid=valid,
+            loss_fn=loss_fn,
+            metrics=metrics,
+            optimizer=self.optimizer,
+            schedule=schedule,
+            epochs=epochs,
+            precision=precision,
+            micro_batch=micro_batch,
+        )
+        self._keeper = None if checkpoint is None else Keeper(Path(checkpoint), save_every)
+        kept = None
+        if self._keeper is not None:
+            kept = self._keeper.open(
+                resume=resume, check=lambda state, path: self._check(state, path, model, loss_fn)
+            )
         # Everything is checked: from here on something changes.
         self._device = place(model, target, optimizer=self.optimizer)
         self._model, self._train, self._valid = model, train, valid
@@ -236,33 +307,88 @@ class Run:
         self._valid_pieces = pieces_for(model, "auto" if micro_batch == "auto" else None)
         self._nearby = Nearby(self._device)
         self._smooth = _Smooth()
-        self._display = _Display(progress, epochs)
+        self._display = Display(progress, epochs)
         self._stopped = False
+        self._at_hand: _Epoch | None = None
+        self._generators: dict[str, Any] | None = None  # of a state, until its epoch begins
+        self._is_begun = False  # whether there is a state to go back to
+        self._is_torn = False  # whether weights and sums may be half way through a step
+        if kept is not None:
+            self._load(kept)
+            self._display.say(_where(self.history, self._at_hand, self._stopped, checkpoint))
+
+    def _check(self, state: dict[str, Any], path: Path, model: nn.Module, loss_fn: Loss) -> None:
+        check_modules(model, loss_fn, state, path)
+        check_told(state["told"], self._told, path)
 
     def stop(self) -> None:
-        """End the run after the epoch at hand."""
+        """End the run after the epoch at hand; it stays ended when it is resumed."""
         self._stopped = True
+        is_between_steps = self._at_hand is None or self._at_hand.is_waiting
+        if self._keeper is not None and self._is_begun and is_between_steps:
+            self._keeper.save(self._state())
 
     def __iter__(self) -> "Run":
         return self
 
     def __next__(self) -> Record:
-        if self._stopped or len(self.history) == self._epochs:
+        if self._stopped or len(self.history) >= self._epochs:
             raise StopIteration
-        started = time.perf_counter()
+        try:
+            try:
+                if self._at_hand is None:
+                    self._at_hand = self._begin()
+                elif self._at_hand.is_waiting:
+                    self._take_up(self._at_hand)
+                return self._go_through(self._at_hand)
+            except CannotReplayError as why:
+                self._at_hand = self._begin_again(str(why))
+                return self._go_through(self._at_hand)
+        except BaseException:
+            self._keep_what_is_whole()
+            raise
+
+    # ------------------------------------------------------------------ one epoch
+
+    def _begin(self) -> "_Epoch":
+        """Begin the next epoch."""
+        if self._keeper is None:
+            return _Epoch(self._preflight)
+        if self._generators is not None:
+            self._restore_generators(self._generators)
+        if not self._is_begun and not any(map(is_lazy, self._model.parameters())):
+            self._keeper.save(self._state(), must=True)
+            self._keeper.prove_space()
+        self._is_begun = True
+        return self._watched_epoch()
+
+    def _watched_epoch(self) -> "_Epoch":
+        return _Epoch(
+            self._preflight,
+            Passed(self._train, self._device),
+            Buffers(self._model, self._loss_fn),
+            self._sources(),
+        )
+
+    def _go_through(self, at_hand: "_Epoch") -> Record:
+        """Train one epoch, or the rest of it, and validate."""
         epoch = len(self.history)
-        mean = self._train_one_epoch(epoch)
-        self._preflight.end_epoch(mean)
+        if not at_hand.is_trained:
+            self._train_one_epoch(at_hand, epoch)
         found = None if self._valid is None else self._validate(self._valid, epoch)
         # Asked for only now: on an accelerator this is the first moment that waits for training.
-        record = Record(epoch=epoch, train_loss=mean.value(), smooth_loss=self._smooth.value())
+        mean, smooth = at_hand.mean.value(), self._smooth.value()
+        record = Record(epoch=epoch, train_loss=mean, smooth_loss=smooth)
         if found is not None:
             record["valid_loss"] = found.loss
             for name, value in found.metrics.items():  # a matrix, say, as nested lists
-                record[name] = value.tolist() if isinstance(value, Tensor) else value
+                record[name] = value.tolist() if hasattr(value, "tolist") else value
+        self._is_torn = True
         self._pace.after_epoch(record.get("valid_loss"))
-        record["time"] = time.perf_counter() - started
+        record["time"] = at_hand.seconds()
         self.history.append(record)
+        self._at_hand, self._is_torn = None, False
+        self._keep_epoch(record)
         self._display.show(record)
         return record
 
@@ -288,18 +414,18 @@ class Run:
                 self._preflight.at_valid,
             )
 
-    def _train_one_epoch(self, epoch: int) -> Mean:
+    def _train_one_epoch(self, at_hand: "_Epoch", epoch: int) -> None:
         """``train_one_epoch`` with a schedule, the running mean and a display around its steps."""
         # Asked again in every epoch: class weights may have changed since.
         loss_fn = loss_on(self._loss_fn, self._device)
         averaging = averaging_of(loss_fn)
         step = Step(self._model, loss_fn, averaging, self._pieces, self._precision)
-        mean, preflight = Mean(), self._preflight
+        mean, preflight = at_hand.mean, self._preflight
         with (
             training(self._model),
-            self._pace.during_epoch(epoch),
+            self._pace.during_epoch(epoch, at_hand.number),
             self._pass(self._train, "train", epoch) as batches,
-            preflight.of_epoch(epoch, batches) as seen,
+            preflight.of_epoch(epoch, at_hand.rest_of(batches), at_hand.number) as seen,
         ):
             self._pieces.renew(averaging)
             for batch in seen:
@@ -308,13 +434,145 @@ class Run:
                 loss, count = step.gradients(batch, self.optimizer)
                 reported = wide(averaging.reported(loss, count))
                 preflight.before_step(batch, step, reported)
+                self._is_torn = True
                 step.update(self.optimizer)
                 self._pace.after_step()
                 mean.add(reported, count)
                 self._smooth.add(reported)
+                at_hand.end_step(batch[1])
+                self._is_torn = False
+                if self._keeper is not None and self._keeper.is_due():
+                    at_hand.look_between_steps()
+                    self._keeper.save(self._state())
+        preflight.end_epoch(mean)
+        self._is_torn = True
         self.history.micro_batch = self._pieces.size
         move_on(self._train)
-        return mean
+        at_hand.end_training(self._sources())
+        self._is_torn = False
+
+    # ------------------------------------------------------------------ what survives
+
+    def _keep_epoch(self, record: Record) -> None:
+        if self._keeper is None:
+            return
+        if self._best.is_last(self.history):
+            self._keeper.save_best(model=self._model.state_dict(), record=dict(record))
+        self._keeper.save(self._state())
+
+    def _state(self) -> dict[str, Any]:
+        """All that a later process needs to go on from here."""
+        at_hand = self._at_hand
+        return {
+            **modules_state(self._model, self._loss_fn),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self._pace.state_dict(),
+            "precision": self._precision.state_dict(),
+            "pieces": [self._pieces.state_dict(), self._valid_pieces.state_dict()],
+            "smooth": self._smooth.state_dict(),
+            "history": self.history.state_dict(),
+            "preflight": self._preflight.state_dict(),
+            "stopped": self._stopped,
+            "told": self._told,
+            "circumstances": circumstances(self._device),
+            "generators": {
+                "global": global_state(),
+                "accelerator": accelerator_state(self._device),
+                "sources": self._sources(),
+            },
+            "at_hand": None if at_hand is None else at_hand.state_dict(),
+        }
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """Go to a state; its generators follow when its epoch begins, since others may draw."""
+        load_optimizer(self.optimizer, state["optimizer"])
+        load_modules(self._model, self._loss_fn, state)
+        self._pace.load_state_dict(state["schedule"])
+        self._precision.load_state_dict(state["precision"])
+        for pieces, kept in zip((self._pieces, self._valid_pieces), state["pieces"], strict=True):
+            pieces.load_state_dict(kept)
+        self._smooth.load_state_dict(to_device(state["smooth"], self._device))
+        self.history.load_state_dict(state["history"])
+        self._preflight.load_state_dict(state["preflight"])
+        self._stopped = state["stopped"]
+        self._is_begun, self._at_hand, self._generators = True, None, state["generators"]
+        if state["at_hand"] is not None:
+            self._at_hand = self._watched_epoch()
+            self._at_hand.load_state_dict(state["at_hand"], self._device)
+        changed = differences(state["circumstances"], circumstances(self._device))
+        if changed:
+            warn(f"The run goes on to rounding, not to the same bits: {changed}.")
+
+    def _sources(self) -> dict[str, Any]:
+        return {"train": source_state(self._train), "valid": source_state(self._valid)}
+
+    def _restore_sources(self, states: dict[str, Any]) -> list[str]:
+        set_source_state(self._valid, states["valid"])
+        return set_source_state(self._train, states["train"])
+
+    def _restore_generators(self, generators: dict[str, Any]) -> None:
+        """Put all generators where they stood between two epochs."""
+        self._generators = None
+        set_global_state(generators["global"])
+        set_accelerator_state(generators["accelerator"], self._device)
+        differing = self._restore_sources(generators["sources"])
+        why = why_not_replayed(self._train) if self.history else None
+        if differing:
+            why = f"it keeps a state of its own ({', '.join(differing)})"
+        if why:
+            warn(f"train may give other batches than in a run that was not stopped: {why}.")
+
+    def _take_up(self, at_hand: "_Epoch") -> None:
+        """Go on inside an epoch."""
+        self._generators = None
+        self._restore_sources(at_hand.sources)
+        why = why_not_replayed(self._train) if self.history and not at_hand.is_trained else None
+        if why:
+            raise CannotReplayError(why)
+        at_hand.take_up()
+
+    def _begin_again(self, why: str) -> "_Epoch":
+        """Begin an epoch once more that cannot be taken up inside."""
+        assert self._keeper is not None
+        assert self._at_hand is not None
+        number, epoch = self._at_hand.number, len(self.history)
+        self._load(self._keeper.start_of(epoch))
+        warn(
+            f"The run goes on from the start of epoch {epoch} (counted from 0) and not from its "
+            f"batch {number}, since train cannot be replayed: {why}."
+        )
+        return self._begin()
+
+    def _keep_what_is_whole(self) -> None:
+        """After an interrupt or an error: keep all whole steps, and nothing of a broken one."""
+        at_hand, was_torn, self._is_torn = self._at_hand, self._is_torn, False
+        if self._keeper is None or not self._is_begun:
+            self._at_hand = None
+        elif at_hand is None:
+            self._keeper.save(self._state())
+        elif at_hand.is_waiting:
+            pass  # nothing has moved since it was kept
+        elif was_torn or not at_hand.put_back():
+            self._go_back(self._keeper, at_hand)
+        else:
+            at_hand.leave()
+            if at_hand.number > 0:
+                self._keeper.save(self._state())
+
+    def _go_back(self, keeper: Keeper, at_hand: "_Epoch") -> None:
+        """Leave a step that was broken off half way by going back to the last state on disk."""
+        before = len(self.history), at_hand.number
+        try:
+            self._load(keeper.newest())
+        except (OSError, ValueError) as error:
+            self._at_hand = None
+            warn(f"The step at hand was broken off half way, and there is no way back: {error}")
+            return
+        after = len(self.history), self._at_hand.number if self._at_hand else 0
+        warn(
+            "The step at hand was broken off half way, so the run is back at its last checkpoint: "
+            f"(epoch, batch) {after} in place of {before}."
+        )
 
 
 epochs = Run
@@ -334,42 +592,140 @@ class _Smooth:
     def value(self) -> float:
         return float(self._sum) / (1 - 0.98**self._steps)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"sum": self._sum, "steps": self._steps}
 
-class _Display:
-    """What a run shows: a bar and a table in a terminal, the plain table in a pipe, or nothing."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sum, self._steps = state["sum"], state["steps"]
 
-    def __init__(self, progress: bool | None, epochs: int) -> None:
-        self._has_table = progress is not False
-        is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None in a windowed program
-        self._has_bar = is_terminal if progress is None else progress
-        self._epochs = epochs
 
-    @contextlib.contextmanager
-    def bar(self, source: Iterable[Any], name: str, epoch: int) -> Iterator[Iterable[Any]]:
-        """Hand out the checked batches of one pass, behind a bar that is gone afterwards."""
-        batches = pairs(source, f"{name} in epoch {epoch}" if epoch else name)
-        if not self._has_bar:
-            yield batches
-            return
-        from tqdm import tqdm
+class _Epoch:
+    """The epoch at hand.
 
-        description = f"epoch {epoch + 1}/{self._epochs} {name}"
-        total = num_batches(source)
-        with tqdm(batches, description, total, leave=False, file=sys.stdout) as bar:
-            yield bar
+    Attributes:
+        mean: Its loss so far.
+        is_trained: Whether all its steps are taken.
+        is_waiting: Whether it was left inside, and has to be taken up first.
+        sources: Where the generators of the sources stood at its start, or after its training.
+    """
 
-    def show(self, record: Record) -> None:
-        """Add a line to the table."""
-        if self._has_table:
-            if record.epoch == 0:
-                print(header(record), flush=True)
-            print(row(record), flush=True)
+    def __init__(
+        self,
+        preflight: Preflight,
+        passed: Passed | None = None,
+        buffers: Buffers | None = None,
+        sources: dict[str, Any] | None = None,
+    ) -> None:
+        self._preflight, self._passed, self._buffers = preflight, passed, buffers
+        self.sources = sources or {}
+        self.mean = Mean()
+        self.is_trained = self.is_waiting = False
+        self._earlier_seconds, self._started = 0.0, time.perf_counter()
+
+    @property
+    def number(self) -> int:
+        """How many batches have gone through a whole step."""
+        return 0 if self._passed is None else self._passed.number
+
+    def seconds(self) -> float:
+        """How long it took so far, in this process and those before."""
+        return self._earlier_seconds + time.perf_counter() - self._started
+
+    def rest_of(self, batches: Iterable[Any]) -> Iterable[Any]:
+        """What is left of the batches.
+
+        Raises:
+            CannotReplayError: If others come than have gone through before.
+        """
+        if self._passed is None:
+            return batches
+        if self.is_waiting:
+            batches = self._passed.passed_over(batches)
+            self.is_waiting = False
+        return self._passed.watched(batches)
+
+    def end_step(self, targets: Any) -> None:
+        """A step is whole."""
+        self._preflight.after_step(targets)
+        if self._passed is not None and self._buffers is not None:
+            self._passed.end_step()
+            self._buffers.keep()
+
+    def look_between_steps(self) -> None:
+        """Note where the generators stand, between two steps."""
+        if self._passed is not None:
+            self._passed.look_between_steps()
+
+    def end_training(self, sources: dict[str, Any]) -> None:
+        """All steps are taken."""
+        self.look_between_steps()
+        self.sources, self.is_trained = sources, True
+
+    def put_back(self) -> bool:
+        """Undo what a broken step has moved; whether all of it could be."""
+        if self._buffers is not None:
+            self._buffers.put_back()
+        return self.is_trained or self._passed is None or self._passed.look_inside_a_step()
+
+    def take_up(self) -> None:
+        """Go on: after the training at once, else when what has gone through before is passed."""
+        self._started = time.perf_counter()
+        if self.is_trained and self._passed is not None:
+            self._passed.wind_up()
+            self.is_waiting = False
+
+    def leave(self) -> None:
+        """Stop inside, to be taken up later."""
+        self._earlier_seconds, self.is_waiting = self.seconds(), True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``load_state_dict`` takes."""
+        assert self._passed is not None
+        return {
+            "mean": self.mean.state_dict(),
+            "passed": self._passed.state_dict(),
+            "sources": self.sources,
+            "is_trained": self.is_trained,
+            "seconds": self._earlier_seconds if self.is_waiting else self.seconds(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Stand where another process stood, and wait to be taken up."""
+        assert self._passed is not None
+        self.mean.load_state_dict(to_device(state["mean"], device))
+        self._passed.load_state_dict(state["passed"])
+        self.sources, self.is_trained = state["sources"], state["is_trained"]
+        self._earlier_seconds, self.is_waiting = state["seconds"], True
 
 
 def _target_device(model: nn.Module, device: Device) -> Device:
     if device is not None:
         return select_device(device)
     return select_device() if device_of(model).type == "cpu" else None  # None: it stays there
+
+
+def _check_keeping(checkpoint: Folder | None, resume: bool, save_every: float) -> None:
+    if checkpoint is None and resume:
+        raise ValueError(
+            "resume must not be True without checkpoint, the folder to resume from, got "
+            "checkpoint=None. Pass the folder of the run."
+        )
+    if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
+        raise TypeError(f"checkpoint must be the path of a folder, got {checkpoint!r}.")
+    if checkpoint is not None and Path(checkpoint).exists() and not Path(checkpoint).is_dir():
+        raise ValueError(f"checkpoint must be a folder, got the file {checkpoint}.")
+    if isinstance(save_every, bool) or not isinstance(save_every, (int, float)):
+        raise TypeError(f"save_every must be a number of seconds, got {save_every!r}.")
+    if not save_every > 0:
+        raise ValueError(f"save_every must be above 0 seconds, got {save_every!r}.")
+
+
+def _where(
+    history: History, at_hand: "_Epoch | None", is_stopped: bool, folder: Folder | None
+) -> str:
+    done = f"{len(history)} epochs" + (f" and {at_hand.number} batches" if at_hand else "")
+    ended = ", ended by stop()" if is_stopped else ""
+    return f"going on in {folder}: {done} are done{ended}"
 
 
 def _check_source(batches: Any, name: str) -> None:

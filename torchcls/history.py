@@ -55,6 +55,15 @@ class History(Sequence[Record]):
         self.micro_batch = micro_batch
         self.findings: list[Any] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        """The records as plain dicts."""
+        return {"records": list(map(dict, self._records)), "micro_batch": self.micro_batch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the place of what is here."""
+        self._records = list(map(Record, state["records"]))
+        self.micro_batch = state["micro_batch"]
+
     def append(self, record: Record) -> None:
         """Add the record of one more epoch."""
         self._records.append(record)

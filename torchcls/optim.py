@@ -151,8 +151,8 @@ def _between(start: float, end: float, share: float) -> float:
 class Pace:
     """What a schedule does to an optimizer: nothing at all, in this one."""
 
-    def during_epoch(self, epoch: int) -> Any:
-        """A context around the steps of one epoch."""
+    def during_epoch(self, epoch: int, steps: int = 0) -> Any:
+        """A context around the steps of one epoch, of which some were taken already."""
         return _nothing()
 
     def before_step(self) -> None:
@@ -163,6 +163,13 @@ class Pace:
 
     def after_epoch(self, valid_loss: float | None) -> None:
         """Called after every epoch with its validation loss."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What moves from step to step, beside the optimizer."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state; the optimizer has its own back already."""
 
 
 @contextmanager
@@ -182,16 +189,29 @@ class _ByProgress(Pace):
         self._own: list[dict[str, Any]] = []
 
     @contextmanager
-    def during_epoch(self, epoch: int) -> Iterator[None]:
-        self._done = epoch * self._steps  # an epoch that broke is gone through again
+    def during_epoch(self, epoch: int, steps: int = 0) -> Iterator[None]:
+        self._done = epoch * self._steps + steps
         groups = self._optimizer.param_groups
         kept = ("lr", "momentum", "betas")
         self._own = [{key: group[key] for key in kept if key in group} for group in groups]
         try:
             yield
         finally:
-            for group, own in zip(groups, self._own, strict=True):
-                group.update(own)
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Give every group its own lr and momentum back, unless it has them."""
+        for group, own in zip(self._optimizer.param_groups, self._own, strict=bool(self._own)):
+            group.update(own)
+        self._own = []
+
+    def state_dict(self) -> dict[str, Any]:
+        # Inside an epoch the optimizer's state holds what the schedule makes of them.
+        return {"own": self._own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._own = state["own"]
+        self._give_back()
 
     def before_step(self) -> None:
         paced = self._schedule(self._done / (self._epochs * self._steps))
@@ -205,18 +225,24 @@ class _ByProgress(Pace):
         self._done += 1
 
 
-class _EachStep(Pace):
+class _Torch(Pace):
     def __init__(self, scheduler: LRScheduler) -> None:
         self._scheduler = scheduler
 
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._scheduler.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._scheduler.load_state_dict(state)
+
+
+class _EachStep(_Torch):
     def after_step(self) -> None:
         self._scheduler.step()
 
 
-class _EachEpoch(Pace):
-    def __init__(self, scheduler: LRScheduler) -> None:
-        self._scheduler = scheduler
-
+class _EachEpoch(_Torch):
     def after_epoch(self, valid_loss: float | None) -> None:
         if isinstance(self._scheduler, ReduceLROnPlateau):
             assert valid_loss is not None  # pace_of has asked for a validation set

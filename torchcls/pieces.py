@@ -40,6 +40,14 @@ class Pieces:
             averaging: How the loss averages; None where there is no loss to be cut.
         """
 
+    def state_dict(self) -> dict[str, Any]:
+        """How batches are cut from here on."""
+        return {"size": self.size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Cut as before."""
+        self.size = state["size"]
+
     def cut(self, batch: Pair) -> tuple[Forward, list[Pair]]:
         """Give what to call on the inputs of each piece, and the pieces: (inputs, targets)."""
         if self.size is None:
@@ -82,6 +90,17 @@ class AutoPieces(Pieces):
         self._is_probed = False
         self._whole_up_to = 0.0  # samples of a batch that is not cut
         self._found_size = 0
+        self._plan: tuple[int, float] | None = None  # of the run that is resumed
+
+    def state_dict(self) -> dict[str, Any]:
+        """How batches are cut from here on: found once, and kept on another machine as well."""
+        plan = (self._found_size, self._whole_up_to) if self._is_probed else self._plan
+        return {"size": self.size, "plan": plan}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Cut as before."""
+        self.size, self._plan = state["size"], state["plan"]
+        self._seen = []  # so that the next pass looks at the layers anew, and then takes the plan
 
     def renew(self, averaging: Averaging | None = None) -> None:
         """Trust the layers as they stand now, or none."""
@@ -132,7 +151,10 @@ class AutoPieces(Pieces):
         assert self._forward is not None
         self._is_probed, self._whole_up_to = True, float("inf")
         self._sample = _sample_of(self._model, self._forward, inputs[:3])
-        if self._sample is not None:
+        plan, self._plan = self._plan, None
+        if plan is not None:
+            self._found_size, self._whole_up_to = plan
+        elif self._sample is not None:
             cache = cache_bytes()
             size = piece_size(self._sample.bytes, parameter_bytes(self._model), cache)
             if size is not None:

@@ -25,6 +25,13 @@ class Precision:
         """Let the optimizer step on the gradients."""
         optimizer.step()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What moves from step to step: the scale of the loss, where there is one."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+
 
 class _Mixed(Precision):
     """Weights stay float32; the layers that gain by it compute in ``dtype``.
@@ -66,6 +73,13 @@ class _Scaled(_Mixed):
             self._scaler.step(optimizer)
             self._scaler.update()
         self._has_gradients = False
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._scaler.load_state_dict(state)
 
 
 PRECISIONS = ("float32", "bfloat16", "float16")

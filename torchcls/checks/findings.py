@@ -1,11 +1,10 @@
 """What a check answers: findings with a code, a severity and a sentence that names the fix."""
 
-import sys
-import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
+
+from torchcls.warn import warn
 
 Severity = Literal["error", "warning", "note"]
 Check = Literal["error", "warn", "off"]
@@ -149,18 +148,7 @@ def act_on(findings: Iterable[Finding], check: Check, ignore: Collection[str]) -
     errors = [finding for finding in kept if finding.severity == "error"]
     doubts = [finding for finding in kept if finding.severity == "warning"]
     for finding in [*errors, *doubts] if check == "warn" else doubts:
-        warnings.warn(str(finding), UserWarning, stacklevel=_outside())
+        warn(str(finding))
     if errors and check == "error":
         raise ContractError(errors)
     return kept
-
-
-_PACKAGE = str(Path(__file__).parents[1])
-
-
-def _outside() -> int:
-    """How many frames up the first one outside this package is: the line a user wrote."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        level, frame = level + 1, frame.f_back
-    return level

@@ -80,9 +80,17 @@ class Preflight:
     # -------------------------------------------------------------- training
 
     @contextmanager
-    def of_epoch(self, epoch: int, batches: Iterable[Any]) -> Iterator[Iterable[Any]]:
-        """Hand on the batches of a training epoch, and explain what a step on one raises."""
-        self._epoch, self._batch = epoch, -1
+    def of_epoch(
+        self, epoch: int, batches: Iterable[Any], first: int = 0
+    ) -> Iterator[Iterable[Any]]:
+        """Hand on the batches of a training epoch, and explain what a step on one raises.
+
+        Args:
+            epoch: Its number.
+            batches: Its batches.
+            first: The number of the first one: others have gone before in a run that is resumed.
+        """
+        self._epoch, self._batch = epoch, first - 1
         self._held = [p for group in self._optimizer.param_groups for p in group["params"]]
         with self._explaining(batches) as seen, finite.OnDevice(self._held_back()) as on_device:
             self._on_device = on_device
@@ -180,13 +188,28 @@ class Preflight:
     def _passing_by(self, targets: Any, outputs: Any) -> None:
         if not isinstance(targets, Tensor) or targets.device.type != "cpu":
             return
-        if targets.is_floating_point():
-            if sources.targets_of(self._train) is None:
-                found = list(sources.target_range(targets, outputs, self._loss_fn))
-                if found:
-                    self._settle(found)
-        elif self._order.may_be_sorted:
+        if targets.is_floating_point() and sources.targets_of(self._train) is None:
+            found = list(sources.target_range(targets, outputs, self._loss_fn))
+            if found:
+                self._settle(found)
+
+    def after_step(self, targets: Any) -> None:
+        """Look at the targets of a step that is whole."""
+        if self._epoch > 0 or self._check == "off" or not self._order.may_be_sorted:
+            return
+        is_read = isinstance(targets, Tensor) and targets.device.type == "cpu"
+        if is_read and not targets.is_floating_point():
             self._order.add(targets)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found, and what the first epoch has shown so far."""
+        findings = [(found.code, found.severity, found.message) for found in self.findings]
+        return {"findings": findings, "order": vars(self._order)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.findings[:] = [Finding(*found) for found in state["findings"]]
+        vars(self._order).update(state["order"])
 
     def _loss_is_not_finite(self, batch: tuple[Any, Any], seen: Seen, loss: float) -> None:
         outputs = self._outputs(batch, seen)
