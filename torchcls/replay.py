@@ -4,6 +4,7 @@ A loader cannot be wound forward, but it can be started again from the random st
 started before, and what was seen already be passed over. A checksum tells whether it is the same.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Iterable, Iterator
@@ -193,7 +194,7 @@ def checksum(structure: Any, start: int = 0) -> int:
     if isinstance(structure, np.ndarray) and structure.dtype.kind in "biufc":
         structure = torch.from_numpy(np.ascontiguousarray(structure))
     if isinstance(structure, Tensor):
-        start = zlib.crc32(f"{structure.dtype}{tuple(structure.shape)}".encode(), start)
+        start = zlib.crc32(_kind(structure.dtype, structure.shape), start)
         if structure.device.type != "cpu" or structure.layout is not torch.strided:
             return start
         return zlib.crc32(_some_bytes(structure), start)
@@ -202,9 +203,22 @@ def checksum(structure: Any, start: int = 0) -> int:
     return zlib.crc32(type(structure).__name__.encode(), start)
 
 
+@functools.lru_cache
+def _kind(dtype: torch.dtype, shape: torch.Size) -> bytes:
+    return f"{dtype}{tuple(shape)}".encode()
+
+
+_COMMON = (torch.float32, torch.float64, torch.int64, torch.uint8)
+
+
 def _some_bytes(tensor: Tensor) -> Any:
-    flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
-    if flat.nbytes > _MOST_BYTES:
+    tensor = tensor.detach()
+    is_small = tensor.nbytes <= _MOST_BYTES
+    # As they are, which saves a small step a tenth of its time.
+    if is_small and tensor.dtype in _COMMON and tensor.is_contiguous() and not tensor.is_neg():
+        return tensor.numpy()
+    flat = tensor.resolve_conj().resolve_neg().reshape(-1)
+    if not is_small:
         lines = flat[: flat.numel() // 16 * 16].view(-1, 16)
         # An odd step, so as not to stay in one column of an image.
         flat = lines[:: math.ceil(flat.nbytes / _MOST_BYTES) | 1].reshape(-1)
