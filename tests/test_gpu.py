@@ -172,3 +172,42 @@ def test_a_packed_sequence_moves_itself():
     assert moved.data.is_cuda
     assert not moved.batch_sizes.is_cuda
     nn.GRU(3, 2, device=CUDA)(moved)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("at", [3, 8])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, precision, at):
+    class Stop:
+        left = None
+
+        def __call__(self, outputs, targets):
+            if self.left is not None:
+                self.left -= 1
+                if self.left == 0:
+                    raise KeyboardInterrupt
+            return nn.functional.cross_entropy(outputs, targets)
+
+    def begin(left=None, **keywords):
+        model = network().append(nn.Dropout(0.5))  # draws on the accelerator
+        loss_fn = Stop()
+        loss_fn.left = left
+        batches = tc.Batches(*digits(), batch_size=64, shuffle=True)
+        keywords = {"loss_fn": loss_fn, "epochs": 2, "schedule": tc.one_cycle()} | keywords
+        run = tc.epochs(
+            model, batches, device="cuda", precision=precision, progress=False, **keywords
+        )
+        return run, model
+
+    deterministic = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with deterministic:
+        whole, expected = begin()
+        list(whole)
+        stopped, _ = begin(at, checkpoint=tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            list(stopped)
+        torch.rand(3, device="cuda")
+        again, model = begin(checkpoint=tmp_path, resume=True)
+        list(again)
+    assert [r.train_loss for r in again.history] == [r.train_loss for r in whole.history]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name

@@ -401,6 +401,33 @@ def test_a_note_of_the_first_epoch_is_not_lost(tmp_path):
     assert_same(stop_and_resume(tmp_path, batches, 10), expected)
 
 
+def test_a_doubt_is_not_said_again_in_other_numbers(tmp_path):
+    def pixels(at=None, **keywords):
+        calls = []
+
+        def interrupted(inputs, targets):
+            calls.append(1)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return inputs, targets
+
+        torch.manual_seed(0)
+        inputs = torch.randint(256, (64, 1, 8, 8)).float()
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+        train = tc.Batches(
+            inputs, torch.randint(3, (64,)), batch_size=16, shuffle=True, transform=interrupted
+        )
+        keywords = {"loss_fn": nn.CrossEntropyLoss(), "epochs": 2, "progress": False, **keywords}
+        return tc.epochs(model, train, **keywords), model
+
+    with pytest.warns(UserWarning, match="unscaled-inputs"):
+        expected = finish(*pixels())
+    run, model = pixels(6, checkpoint=tmp_path)
+    with pytest.warns(UserWarning, match="unscaled-inputs"), pytest.raises(KeyboardInterrupt):
+        finish(run, model)
+    assert_same(finish(*pixels(checkpoint=tmp_path, resume=True)), expected)
+
+
 # --- what cannot be replayed ----------------------------------------------------------------------
 
 

@@ -62,6 +62,7 @@ class Preflight:
         self._check, self._ignore = check, frozenset(ignore)
         self._looks_at_gradients = not scales_loss
         self.findings: list[Finding] = []
+        self._said_before: set[str] = set()  # codes, in the run that is resumed
         self._epoch, self._batch = 0, -1
         self._has_seen_step, self._has_seen_valid = False, valid is None
         self._first_inputs: Any = None  # some of the first batch, until validation was seen
@@ -74,7 +75,11 @@ class Preflight:
             self._settle(sources.findings_of(train, valid))
 
     def _settle(self, findings: Iterable[Finding]) -> None:
-        new = [finding for finding in findings if finding not in self.findings]
+        new = [
+            finding
+            for finding in findings
+            if finding not in self.findings and finding.code not in self._said_before
+        ]
         self.findings += act_on(new, self._check, self._ignore)
 
     # -------------------------------------------------------------- training
@@ -209,6 +214,7 @@ class Preflight:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self.findings[:] = [Finding(*found) for found in state["findings"]]
+        self._said_before = {finding.code for finding in self.findings}
         vars(self._order).update(state["order"])
 
     def _loss_is_not_finite(self, batch: tuple[Any, Any], seen: Seen, loss: float) -> None:
