@@ -203,7 +203,7 @@ def checkpoint_claims(runs: Runs) -> list[Claim]:
     for row in runs:
         if row == "step":  # an epoch of nothing
             continue
-        share = spread(one["added"] / one["plain"] for one in runs[row])
+        share = spread(one["added"] / seconds(one) for one in runs[row])
         sentence = f"checkpoints of {row} cost {share.text('.3f')} of the run"
         claims.append(
             Claim(share.middle <= CHECKPOINT_SHARE, f"{sentence} (at most {CHECKPOINT_SHARE})")
@@ -301,14 +301,11 @@ def preflight_rows(runs: Runs) -> list[list[str]]:
 def checkpoint_rows(runs: Runs) -> list[list[str]]:
     """What keeping a run adds to it."""
     columns: list[Column] = [
-        ("s of a run", lambda row: spread(one["plain"] for one in runs[row]).text(".3g")),
+        ("s of an epoch", lambda row: spread(map(seconds, runs[row])).text(".3g")),
+        ("added, ms", lambda row: spread(1e3 * one["added"] for one in runs[row]).text(".1f")),
         (
-            "added to an epoch, ms",
-            lambda row: spread(1e3 * one["added"] / one["epochs"] for one in runs[row]).text(".1f"),
-        ),
-        (
-            "of the run",
-            lambda row: spread(one["added"] / one["plain"] for one in runs[row]).text(".3f"),
+            "of the epoch",
+            lambda row: spread(one["added"] / seconds(one) for one in runs[row]).text(".3f"),
         ),
         ("state, MB", lambda row: spread(one["bytes"] / 1e6 for one in runs[row]).text(".2f")),
     ]

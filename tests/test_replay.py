@@ -1,15 +1,13 @@
-"""What a loader has handed out, handed out again; and the checksum that tells."""
+"""What a loader has handed out, handed out again."""
 
 import random
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
 
-import torchcls as tc
 from torchcls import replay
-from torchcls.replay import CannotReplayError, Passed, checksum, why_not_replayed
+from torchcls.replay import CannotReplayError, Passed
 
 CPU = torch.device("cpu")
 
@@ -105,70 +103,3 @@ def test_inside_a_step_torchs_state_before_it_is_known_for_a_source_that_draws_n
     assert not passed.look_inside_a_step()
     passed.look_between_steps()
     assert passed.look_inside_a_step()
-
-
-# --- the checksum ---------------------------------------------------------------------------------
-
-BATCH = (torch.arange(12.0).reshape(3, 4), torch.tensor([0, 1, 2]))
-OTHERS = [
-    (BATCH[0].flip(0), BATCH[1]),
-    (BATCH[0].flip(1), BATCH[1]),
-    (BATCH[0].reshape(4, 3), BATCH[1]),
-    (BATCH[0].double(), BATCH[1]),
-    (BATCH[0], BATCH[1].flip(0)),
-    (BATCH[0] + torch.tensor(1e-6), BATCH[1]),
-    (BATCH[0], BATCH[1], None),
-    (BATCH[0].numpy(), BATCH[1].numpy() + 1),
-    {"inputs": BATCH[0], "targets": BATCH[1]},
-    (BATCH[0], "abc"),
-    (BATCH[0], b"abc"),
-    (BATCH[0], 3),
-    (BATCH[0], 3.5),
-    (BATCH[0], object()),
-    (BATCH[0].to("meta"), BATCH[1]),  # as on an accelerator: its shape counts, and no value
-    (torch.complex(BATCH[0], BATCH[0]).conj(), BATCH[1]),
-    (torch.complex(BATCH[0], BATCH[0]), BATCH[1]),
-    (BATCH[0] > 3, BATCH[1]),
-    (BATCH[0].bfloat16(), BATCH[1]),
-    (np.array(["a", "b"]), BATCH[1]),
-]
-
-
-def test_the_same_batch_has_the_same_checksum_in_any_layout_and_another_has_another():
-    assert checksum(BATCH) == checksum((BATCH[0].t().contiguous().t(), BATCH[1].clone()))
-    assert checksum(BATCH) == checksum((BATCH[0].numpy(), BATCH[1]))
-    assert checksum(BATCH[0].to_sparse()) == checksum(BATCH[0].to("meta"))
-    assert len({checksum(other) for other in [BATCH, *OTHERS]}) == len(OTHERS) + 1
-
-
-def test_it_goes_on_from_a_checksum():
-    assert checksum(BATCH, checksum(BATCH)) not in (checksum(BATCH), 0)
-
-
-@pytest.mark.parametrize("row", [0, 63, 127])
-def test_of_a_large_batch_every_sample_is_looked_at(row):
-    images = torch.rand(128, 3, 64, 64)  # 6 MB
-    before = checksum(images)
-    images[row] = images[row].flip(2)
-    assert checksum(images) != before
-
-
-def test_of_a_large_batch_a_part_is_read(monkeypatch):
-    read = []
-    real = replay.zlib.crc32
-    monkeypatch.setattr(
-        replay.zlib, "crc32", lambda b, start=0: read.append(len(b)) or real(b, start)
-    )
-    checksum(torch.zeros(128, 3, 64, 64))
-    assert max(read) <= replay._MOST_BYTES
-
-
-# --- what is known of sources ---------------------------------------------------------------------
-
-
-def test_persistent_workers_are_named():
-    dataset = TensorDataset(*BATCH)
-    loader = DataLoader(dataset, num_workers=1, persistent_workers=True)
-    assert "persistent_workers=False" in why_not_replayed(loader)
-    assert why_not_replayed(DataLoader(dataset, num_workers=1)) is None
-    assert why_not_replayed(tc.Batches(*BATCH, batch_size=2)) is None

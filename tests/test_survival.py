@@ -484,8 +484,88 @@ def test_another_training_set_is_noticed_in_the_middle_of_an_epoch(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         finish(run, model)
     batches[1] = (batches[1][0] + 1e-6, batches[1][1])
-    with pytest.warns(UserWarning, match="handed out other batches"):
+    with pytest.warns(UserWarning, match="train") as said:
         finish(*begin(batches, folder=tmp_path, resume=True))
+    texts = [str(warning.message) for warning in said]
+    assert "handed out other batches" in texts[0]
+    assert "1.0 has another content than in the checkpoint" in texts[1]
+
+
+class Counting:
+    """Batches whose content depends on how often they were gone through."""
+
+    def __init__(self):
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        yield data(20, seed=self.passes)
+
+    def __len__(self):
+        return 1
+
+
+def test_an_interrupt_in_validation_hides_nothing(tmp_path):
+    def run(at=None, **keywords):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        keywords = {"loss_fn": Stop(at), "epochs": 3, "progress": False, **keywords}
+        return tc.epochs(model, Counting(), Counting(), **keywords), model
+
+    begun, model = run(4, checkpoint=tmp_path)  # training, validation, training, validation
+    with pytest.raises(KeyboardInterrupt):
+        finish(begun, model)
+    with pytest.warns(UserWarning, match="may give other batches") as said:
+        finish(*run(checkpoint=tmp_path, resume=True))
+    assert [str(w.message).split()[0] for w in said] == ["train", "valid"]
+
+
+def test_before_the_first_batch_of_an_epoch_nothing_tells_and_so_it_says_so(tmp_path):
+    moving = Counting()
+    run = tc.epochs(
+        nn.Linear(4, 3), moving, loss_fn=Stop(2), epochs=3, checkpoint=tmp_path, progress=False
+    )
+    next(run)
+    with pytest.raises(KeyboardInterrupt):
+        next(run)
+    with pytest.warns(UserWarning, match="start of epoch 1"):
+        finish(run, run._model)
+
+
+def test_forward_that_moves_buffers_or_parameters_by_itself_is_undone(tmp_path):
+    class Teaching(nn.Module):
+        def __init__(self, moves_weights):
+            super().__init__()
+            self.student, self.teacher = nn.Linear(4, 3), nn.Linear(4, 3)
+            self.teacher.requires_grad_(False)
+            self.register_buffer("seen", torch.zeros(()))
+            self.moves_weights = moves_weights
+
+        def forward(self, x):
+            if self.training:
+                self.seen = self.seen + 1
+                if self.moves_weights:
+                    with torch.no_grad():
+                        self.teacher.weight.lerp_(self.student.weight, 0.1)
+            return self.student(x) + self.teacher(x) * (1 + self.seen / 100)
+
+    def run(moves_weights, at=None, **keywords):
+        torch.manual_seed(0)
+        model = Teaching(moves_weights)
+        keywords = {"loss_fn": Stop(at), "epochs": 3, "progress": False, **keywords}
+        return tc.epochs(model, SOURCES["Batches"](), **keywords), model
+
+    expected = finish(*run(False))
+    begun, model = run(False, 9, checkpoint=tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        finish(begun, model)
+    assert_same(finish(*run(False, checkpoint=tmp_path / "a", resume=True)), expected)
+
+    expected = finish(*run(True))
+    begun, model = run(True, 9, checkpoint=tmp_path / "b")
+    with pytest.warns(UserWarning, match="broken off"), pytest.raises(KeyboardInterrupt):
+        finish(begun, model)
+    assert_same(finish(*run(True, checkpoint=tmp_path / "b", resume=True)), expected)
 
 
 # --- stopping on purpose --------------------------------------------------------------------------
@@ -500,6 +580,26 @@ def test_a_run_that_was_stopped_is_not_trained_further(tmp_path):
     assert len(ended.records) == 2
     again, model = begin(folder=tmp_path, resume=True)
     assert_same(finish(again, model), ended)
+
+
+def test_a_run_that_is_stopped_inside_an_epoch_comes_to_the_end_of_it(tmp_path):
+    def stopping(run_):
+        class Stopping(Stop):
+            def __call__(self, outputs, targets):
+                if self.left == 3:
+                    run_[0].stop()
+                return super().__call__(outputs, targets)
+
+        return Stopping
+
+    holder = [None]
+    run, model = begin(folder=tmp_path, loss_fn=stopping(holder)(12))
+    run._loss_fn.__class__.__name__ = "Stop"
+    holder[0] = run
+    with pytest.raises(KeyboardInterrupt):
+        finish(run, model)
+    found = finish(*begin(folder=tmp_path, loss_fn=stopping(holder)(), resume=True))
+    assert found.records == reference(epochs=3).records[:1]
 
 
 def test_a_run_that_came_to_its_end_gives_its_history_and_touches_no_generator(tmp_path):
@@ -960,6 +1060,75 @@ def test_the_best_is_the_first_of_the_best_in_its_column(tmp_path, best, column,
     values = [record[column] for record in found.records]
     record = load_checkpoint(tmp_path / "best.pt")["record"]
     assert record["epoch"] == values.index(choose(values))
+
+
+def test_a_best_that_an_interrupt_has_lost_is_written_when_the_run_goes_on(tmp_path, monkeypatch):
+    run, _ = begin(folder=tmp_path, best="max:train_loss")
+    next(run)
+    (tmp_path / "best.pt").unlink()
+    begin(folder=tmp_path, best="max:train_loss", resume=True)
+    assert load_checkpoint(tmp_path / "best.pt")["record"]["epoch"] == 0
+
+
+def test_weights_that_were_kept_as_the_best_of_another_run_are_not_replaced(tmp_path):
+    reference(folder=tmp_path)
+    for name in ("last", "epoch"):
+        (tmp_path / f"{name}.pt").unlink()
+    with pytest.raises(ValueError, match=r"with a best\.pt, which would be replaced"):
+        begin(folder=tmp_path)
+
+
+def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, model = begin(folder="run")
+    next(run)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    finish(run, model)
+    assert len(load_checkpoint(tmp_path / "run" / "last.pt")["history"]["records"]) == EPOCHS
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_numpys_numbers_are_kept_as_pythons(tmp_path):
+    def report(outputs, targets):
+        return {"mean": np.float32(outputs.mean()), "each": np.ones(2)}
+
+    keywords = {
+        "metrics": {"report": report},
+        "optimizer": lambda m: SGD(m.parameters(), lr=np.float64(0.1)),
+        "schedule": lambda o: lambda progress: np.cos(progress),
+        "save_every": 1e-9,
+    }
+    expected = reference(**keywords)
+    assert_same(stop_and_resume(tmp_path, at=MIDDLE, **keywords), expected)
+    assert expected.records[0]["report"]["each"] == [1, 1]
+
+
+def test_generators_of_a_state_stay_those_until_an_epoch_has_begun_from_it(tmp_path):
+    expected = reference()
+    run, _ = begin(folder=tmp_path)
+    next(run)
+    again, _ = begin(folder=tmp_path, resume=True)
+    again._keeper.save(again._state())  # as an interrupt right now would
+    assert_same(finish(*begin(folder=tmp_path, resume=True)), expected)
+
+
+def test_lazy_modules_are_kept_from_their_first_step_on(tmp_path):
+    def run(at=None, **keywords):
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = nn.Sequential(
+                nn.LazyLinear(8), nn.LazyBatchNorm1d(affine=False), nn.Linear(8, 3)
+            )
+        keywords = {"loss_fn": Stop(at), "epochs": 3, "progress": False, **keywords}
+        return tc.epochs(model, SOURCES["Batches"](), **keywords), model
+
+    expected = finish(*run())
+    begun, model = run(9, checkpoint=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        finish(begun, model)
+    assert_same(finish(*run(checkpoint=tmp_path, resume=True)), expected)
 
 
 def test_without_validation_there_is_no_best(tmp_path):

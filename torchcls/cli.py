@@ -241,7 +241,8 @@ def _check(options: argparse.Namespace) -> int:
 def _out_folder(wanted: str | None, *, resume: bool) -> Path:
     """The folder to write to, which the run makes when all is checked."""
     if resume:
-        if wanted is None or not Path(wanted, "last.pt").exists():
+        states = ("last.pt", "epoch.pt")  # the second where only the first was lost
+        if wanted is None or not any(Path(wanted, name).exists() for name in states):
             raise FileNotFoundError(
                 "--out must name the folder of the run that --resume goes on with, got "
                 + (f"{wanted} without a last.pt." if wanted else "none.")

@@ -1,6 +1,7 @@
 """A whole run: epochs of training and validation, with a history. The loop stays the user's."""
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -20,6 +21,7 @@ from torchcls.data.nearby import Nearby
 from torchcls.device import device_of, select_device, to_device
 from torchcls.display import Display
 from torchcls.evaluation import Evaluation, measure
+from torchcls.held import set_source_state, source_state, why_not_replayed
 from torchcls.history import History, Record
 from torchcls.keeper import Keeper
 from torchcls.loops import (
@@ -40,13 +42,11 @@ from torchcls.randomness import (
     global_state,
     set_accelerator_state,
     set_global_state,
-    set_source_state,
-    source_state,
 )
-from torchcls.replay import CannotReplayError, Passed, why_not_replayed
+from torchcls.replay import CannotReplayError, Passed
 from torchcls.resume import (
     Best,
-    Buffers,
+    Forward,
     check_modules,
     check_told,
     circumstances,
@@ -54,6 +54,7 @@ from torchcls.resume import (
     load_modules,
     load_optimizer,
     modules_state,
+    plain,
     told,
 )
 from torchcls.scorers import Metrics, named_metrics
@@ -313,8 +314,10 @@ class Run:
         self._generators: dict[str, Any] | None = None  # of a state, until its epoch begins
         self._is_begun = False  # whether there is a state to go back to
         self._is_torn = False  # whether weights and sums may be half way through a step
-        if kept is not None:
+        if kept is not None and self._keeper is not None:
             self._load(kept)
+            if self._at_hand is None:
+                self._keep_best(self._keeper)  # an interrupt may have come before it
             self._display.say(_where(self.history, self._at_hand, self._stopped, checkpoint))
 
     def _check(self, state: dict[str, Any], path: Path, model: nn.Module, loss_fn: Loss) -> None:
@@ -332,18 +335,22 @@ class Run:
         return self
 
     def __next__(self) -> Record:
-        if self._stopped or len(self.history) >= self._epochs:
+        is_stopped = self._stopped and self._at_hand is None  # an epoch at hand comes to its end
+        if is_stopped or len(self.history) >= self._epochs:
             raise StopIteration
         try:
+            why = None
             try:
                 if self._at_hand is None:
                     self._at_hand = self._begin()
                 elif self._at_hand.is_waiting:
                     self._take_up(self._at_hand)
                 return self._go_through(self._at_hand)
-            except CannotReplayError as why:
-                self._at_hand = self._begin_again(str(why))
-                return self._go_through(self._at_hand)
+            except CannotReplayError as error:
+                why = str(error)
+            # Outside of the except: its traceback would keep the loader that failed.
+            self._at_hand = self._begin_again(why)
+            return self._go_through(self._at_hand)
         except BaseException:
             self._keep_what_is_whole()
             raise
@@ -356,7 +363,8 @@ class Run:
             return _Epoch(self._preflight)
         if self._generators is not None:
             self._restore_generators(self._generators)
-        if not self._is_begun and not any(map(is_lazy, self._model.parameters())):
+        tensors = itertools.chain(self._model.parameters(), self._model.buffers())
+        if not self._is_begun and not any(map(is_lazy, tensors)):
             self._keeper.save(self._state(), must=True)
             self._keeper.prove_space()
         self._is_begun = True
@@ -366,7 +374,7 @@ class Run:
         return _Epoch(
             self._preflight,
             Passed(self._train, self._device),
-            Buffers(self._model, self._loss_fn),
+            Forward(self._model, self._loss_fn),
             self._sources(),
         )
 
@@ -382,13 +390,13 @@ class Run:
         if found is not None:
             record["valid_loss"] = found.loss
             for name, value in found.metrics.items():  # a matrix, say, as nested lists
-                record[name] = value.tolist() if hasattr(value, "tolist") else value
+                record[name] = plain(value.tolist() if isinstance(value, Tensor) else value)
         self._is_torn = True
         self._pace.after_epoch(record.get("valid_loss"))
         record["time"] = at_hand.seconds()
         self.history.append(record)
         self._at_hand, self._is_torn = None, False
-        self._keep_epoch(record)
+        self._keep_epoch()
         self._display.show(record)
         return record
 
@@ -453,20 +461,23 @@ class Run:
 
     # ------------------------------------------------------------------ what survives
 
-    def _keep_epoch(self, record: Record) -> None:
-        if self._keeper is None:
-            return
-        if self._best.is_last(self.history):
-            self._keeper.save_best(model=self._model.state_dict(), record=dict(record))
-        self._keeper.save(self._state())
+    def _keep_epoch(self) -> None:
+        if self._keeper is not None:
+            self._keep_best(self._keeper)
+            self._keeper.save(self._state())
+
+    def _keep_best(self, keeper: Keeper) -> None:
+        if self.history and self._best.is_last(self.history):
+            record = dict(self.history[-1])
+            keeper.save_best(model=self._model.state_dict(), record=record)
 
     def _state(self) -> dict[str, Any]:
         """All that a later process needs to go on from here."""
         at_hand = self._at_hand
         return {
             **modules_state(self._model, self._loss_fn),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self._pace.state_dict(),
+            "optimizer": plain(self.optimizer.state_dict()),
+            "schedule": plain(self._pace.state_dict()),
             "precision": self._precision.state_dict(),
             "pieces": [self._pieces.state_dict(), self._valid_pieces.state_dict()],
             "smooth": self._smooth.state_dict(),
@@ -475,12 +486,16 @@ class Run:
             "stopped": self._stopped,
             "told": self._told,
             "circumstances": circumstances(self._device),
-            "generators": {
-                "global": global_state(),
-                "accelerator": accelerator_state(self._device),
-                "sources": self._sources(),
-            },
+            "generators": self._where_generators_stand() if at_hand is None else None,
             "at_hand": None if at_hand is None else at_hand.state_dict(),
+        }
+
+    def _where_generators_stand(self) -> dict[str, Any]:
+        # Those of a state that was loaded stand as long as no epoch has begun from it.
+        return self._generators or {
+            "global": global_state(),
+            "accelerator": accelerator_state(self._device),
+            "sources": self._sources(),
         }
 
     def _load(self, state: dict[str, Any]) -> None:
@@ -506,30 +521,40 @@ class Run:
     def _sources(self) -> dict[str, Any]:
         return {"train": source_state(self._train), "valid": source_state(self._valid)}
 
-    def _restore_sources(self, states: dict[str, Any]) -> list[str]:
-        set_source_state(self._valid, states["valid"])
-        return set_source_state(self._train, states["train"])
+    def _restore_sources(self, states: dict[str, Any]) -> dict[str, str]:
+        """Put back the generators of train and valid; why either may give other batches."""
+        found = {}
+        for name, source in (("train", self._train), ("valid", self._valid)):
+            why = why_not_replayed(source) if self.history else None
+            differing = set_source_state(source, states[name])
+            if differing:
+                more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+                why = f"it keeps a state of its own ({', '.join(differing[:5])}{more})"
+            if why:
+                found[name] = why
+        return found
 
     def _restore_generators(self, generators: dict[str, Any]) -> None:
         """Put all generators where they stood between two epochs."""
-        self._generators = None
         set_global_state(generators["global"])
         set_accelerator_state(generators["accelerator"], self._device)
-        differing = self._restore_sources(generators["sources"])
-        why = why_not_replayed(self._train) if self.history else None
-        if differing:
-            why = f"it keeps a state of its own ({', '.join(differing)})"
-        if why:
-            warn(f"train may give other batches than in a run that was not stopped: {why}.")
+        found = self._restore_sources(generators["sources"])
+        self._generators = None
+        for name, why in found.items():
+            warn(f"{name} may give other batches than in a run that was not stopped: {why}.")
 
     def _take_up(self, at_hand: "_Epoch") -> None:
         """Go on inside an epoch."""
         self._generators = None
-        self._restore_sources(at_hand.sources)
-        why = why_not_replayed(self._train) if self.history and not at_hand.is_trained else None
-        if why:
-            raise CannotReplayError(why)
+        found = self._restore_sources(at_hand.sources)
+        # A state of its own is no matter where a checksum will tell.
+        if "train" in found and not at_hand.is_trained:
+            if at_hand.number == 0 or why_not_replayed(self._train):
+                raise CannotReplayError(found["train"])
+            del found["train"]
         at_hand.take_up()
+        for name, why in found.items():
+            warn(f"{name} may give other batches than in a run that was not stopped: {why}.")
 
     def _begin_again(self, why: str) -> "_Epoch":
         """Begin an epoch once more that cannot be taken up inside."""
@@ -549,7 +574,7 @@ class Run:
         if self._keeper is None or not self._is_begun:
             self._at_hand = None
         elif at_hand is None:
-            self._keeper.save(self._state())
+            self._keep_epoch()
         elif at_hand.is_waiting:
             pass  # nothing has moved since it was kept
         elif was_torn or not at_hand.put_back():
@@ -613,10 +638,10 @@ class _Epoch:
         self,
         preflight: Preflight,
         passed: Passed | None = None,
-        buffers: Buffers | None = None,
+        forward: Forward | None = None,
         sources: dict[str, Any] | None = None,
     ) -> None:
-        self._preflight, self._passed, self._buffers = preflight, passed, buffers
+        self._preflight, self._passed, self._forward = preflight, passed, forward
         self.sources = sources or {}
         self.mean = Mean()
         self.is_trained = self.is_waiting = False
@@ -647,9 +672,9 @@ class _Epoch:
     def end_step(self, targets: Any) -> None:
         """A step is whole."""
         self._preflight.after_step(targets)
-        if self._passed is not None and self._buffers is not None:
+        if self._passed is not None and self._forward is not None:
             self._passed.end_step()
-            self._buffers.keep()
+            self._forward.keep()
 
     def look_between_steps(self) -> None:
         """Note where the generators stand, between two steps."""
@@ -663,9 +688,10 @@ class _Epoch:
 
     def put_back(self) -> bool:
         """Undo what a broken step has moved; whether all of it could be."""
-        if self._buffers is not None:
-            self._buffers.put_back()
-        return self.is_trained or self._passed is None or self._passed.look_inside_a_step()
+        if self._passed is None or self._forward is None:
+            return True
+        is_undone = self._forward.put_back()
+        return self.is_trained or (is_undone and self._passed.look_inside_a_step())
 
     def take_up(self) -> None:
         """Go on: after the training at once, else when what has gone through before is passed."""

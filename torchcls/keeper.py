@@ -29,7 +29,7 @@ class Keeper:
     """
 
     def __init__(self, folder: Path, every: float) -> None:
-        self.folder = folder
+        self.folder = folder = folder.absolute()  # also where the process changes its own
         self._last, self._earlier = folder / "last.pt", folder / "epoch.pt"
         self._every = every
         self._due = math.inf
@@ -67,6 +67,11 @@ class Keeper:
                 if state is None or not _is_unstarted(state):
                     raise
                 state, self._last_is_between = None, False
+        elif (self.folder / "best.pt").exists():
+            raise ValueError(
+                f"checkpoint must be a folder without a run, got {self.folder} with a best.pt, "
+                "which would be replaced. Choose another folder."
+            )
         _prove_writable(self.folder)
         for name in ("last", "best"):  # what killed processes have left
             for left in self.folder.glob(f".{name}.pt.*.tmp"):
@@ -108,15 +113,15 @@ class Keeper:
         Raises:
             ValueError: If it is not there, or not whole.
         """
-        path = self._earlier
-        state = load_checkpoint(path) if path.exists() else {}
-        if state.get("at_hand", self) is not None or len(state["history"]["records"]) != epoch:
-            raise ValueError(
-                f"{path} must be the state at the start of epoch {epoch} (counted from 0), got "
-                "none. Start a new run in another folder, from these weights: "
-                f'model.load_state_dict(torch.load("{self._last}", weights_only=True)["model"]).'
-            )
-        return state
+        for path in self._there():
+            state = load_checkpoint(path)
+            if state.get("at_hand", self) is None and len(state["history"]["records"]) == epoch:
+                return state
+        raise ValueError(
+            f"{self._earlier} must be the state at the start of epoch {epoch} (counted from 0), "
+            "got none. Start a new run in another folder, from these weights: "
+            f'model.load_state_dict(torch.load("{self._last}", weights_only=True)["model"]).'
+        )
 
     def is_due(self) -> bool:
         """Whether it is time for another state."""

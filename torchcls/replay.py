@@ -4,15 +4,10 @@ A loader cannot be wound forward, but it can be started again from the random st
 started before, and what was seen already be passed over. A checksum tells whether it is the same.
 """
 
-import functools
-import math
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -22,6 +17,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from torchcls.checksum import checksum
 from torchcls.data.batches import Batches
 from torchcls.data.loaders import taken_at_once
 from torchcls.randomness import (
@@ -32,9 +28,6 @@ from torchcls.randomness import (
     set_global_state,
 )
 
-_MOST_BYTES = (
-    2**18
-)  # of a tensor that are read for the checksum; of a larger one every k-th line of 16
 _MOST_STATES = 10_000  # 10 kB each
 
 
@@ -62,7 +55,7 @@ class Passed:
         self._alone: State = global_state()  # where the loader alone would have come to
         self._start = self._after = self._alone
         self._torch = torch.get_rng_state()
-        self._accelerator = accelerator_state(device)
+        self._accelerator = self._accelerator_start = accelerator_state(device)
         self._states: dict[int, State] = {}
         self._is_complete = True
 
@@ -88,7 +81,9 @@ class Passed:
     def end_step(self) -> None:
         """Count the batch that was handed on last: its step is whole."""
         if self._draws:
-            self._after = global_state()
+            # What has not moved is the same object, of which a file holds one.
+            now, before = global_state(), self._after
+            self._after = tuple(b if n == b else n for n, b in zip(now, before, strict=True))
         else:  # numpy's and Python's cost more than a small step: they are asked for when needed
             self._torch = torch.get_rng_state()
         self._accelerator = accelerator_state(self._device)
@@ -122,6 +117,7 @@ class Passed:
         iterator = iter(batches)
         found = 0
         set_global_state(self._start)
+        set_accelerator_state(self._accelerator_start, self._device)
         for number in range(self.number):
             if number in self._states:
                 set_global_state(self._states[number])
@@ -149,6 +145,7 @@ class Passed:
             "after": self._after,
             "alone": self._alone,
             "accelerator": self._accelerator,
+            "accelerator_start": self._accelerator_start,
             # Of the fetch for a step that broke nothing is kept.
             "states": {i: state for i, state in self._states.items() if i < self.number},
             "is_complete": self._is_complete,
@@ -159,70 +156,8 @@ class Passed:
         self.number, self._checksum = state["number"], state["checksum"]
         self._start, self._after, self._alone = state["start"], state["after"], state["alone"]
         self._accelerator = state["accelerator"]
+        self._accelerator_start = state["accelerator_start"]
         self._states, self._is_complete = dict(state["states"]), state["is_complete"]
-
-
-def why_not_replayed(source: Any) -> str | None:
-    """Say why a source that has been gone through before cannot start another epoch as it did."""
-    if isinstance(source, DataLoader) and source.num_workers > 0 and source.persistent_workers:
-        return (
-            "its persistent workers draw on from the epochs before. Use persistent_workers=False "
-            "to be resumed bit for bit"
-        )
-    return None
-
-
-def checksum(structure: Any, start: int = 0) -> int:
-    """A CRC-32 over a batch: kinds, shapes and content.
-
-    Of a large tensor every k-th line of 16 numbers is read, up to 256 kB in all.
-
-    Tensors on an accelerator count with their shape alone, since reading them would wait for it.
-
-    Args:
-        structure: Tensors, arrays and plain values, in tuples, lists and dicts.
-        start: The checksum of what came before.
-    """
-    if isinstance(structure, (tuple, list)):
-        for part in structure:
-            start = checksum(part, start)
-        return zlib.crc32(b"%d" % len(structure), start)
-    if isinstance(structure, dict):
-        for key, part in structure.items():
-            start = checksum(part, zlib.crc32(repr(key).encode(), start))
-        return start
-    if isinstance(structure, np.ndarray) and structure.dtype.kind in "biufc":
-        structure = torch.from_numpy(np.ascontiguousarray(structure))
-    if isinstance(structure, Tensor):
-        start = zlib.crc32(_kind(structure.dtype, structure.shape), start)
-        if structure.device.type != "cpu" or structure.layout is not torch.strided:
-            return start
-        return zlib.crc32(_some_bytes(structure), start)
-    if isinstance(structure, (str, bytes, int, float, complex, type(None))):
-        return zlib.crc32(repr(structure).encode(), start)
-    return zlib.crc32(type(structure).__name__.encode(), start)
-
-
-@functools.lru_cache
-def _kind(dtype: torch.dtype, shape: torch.Size) -> bytes:
-    return f"{dtype}{tuple(shape)}".encode()
-
-
-_COMMON = (torch.float32, torch.float64, torch.int64, torch.uint8)
-
-
-def _some_bytes(tensor: Tensor) -> Any:
-    tensor = tensor.detach()
-    is_small = tensor.nbytes <= _MOST_BYTES
-    # As they are, which saves a small step a tenth of its time.
-    if is_small and tensor.dtype in _COMMON and tensor.is_contiguous() and not tensor.is_neg():
-        return tensor.numpy()
-    flat = tensor.resolve_conj().resolve_neg().reshape(-1)
-    if not is_small:
-        lines = flat[: flat.numel() // 16 * 16].view(-1, 16)
-        # An odd step, so as not to stay in one column of an image.
-        flat = lines[:: math.ceil(flat.nbytes / _MOST_BYTES) | 1].reshape(-1)
-    return flat.contiguous().view(torch.uint8).numpy()
 
 
 def _draws_at_the_start_alone(source: Any) -> bool:

@@ -1,17 +1,21 @@
 """What a run was told, what it is made of, and how a later process takes it up again."""
 
+import copy
 import functools
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from torchcls.checkpoint import check_architecture
+from torchcls.checksum import checksum
 from torchcls.data.batches import Batches
 from torchcls.loops import num_batches
 from torchcls.losses import recognise
@@ -46,10 +50,12 @@ def told(
         "train": _described(train),
         "valid": _described(valid),
         "loss_fn": _name(loss_fn),
+        "options of loss_fn": _loss_options(loss_fn),
         "metrics": ", ".join(named_metrics(metrics)),
         "optimizer": type(optimizer).__name__,
         "options of the optimizer": [_options(group) for group in optimizer.param_groups],
         "schedule": None if schedule is None else _name(schedule),
+        "options of schedule": _schedule_options(schedule),
         # A schedule by progress depends on it; any other run may be given more.
         "epochs": None if schedule is None or isinstance(schedule, LRScheduler) else epochs,
         "precision": precision,
@@ -65,10 +71,12 @@ def check_told(kept: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> N
     """
     for name, value in now.items():
         before = kept[name]
-        if isinstance(value, list) and len(value) == len(before):
-            for group, earlier in zip(value, before, strict=True):
-                for key in group.keys() | earlier.keys():
-                    _check_same(f"{key} of the optimizer", earlier.get(key), group.get(key), path)
+        groups, earlier = (x if isinstance(x, list) else [x] for x in (value, before))
+        if len(groups) == len(earlier) and isinstance(groups[0], dict):
+            of = name.removeprefix("options ")
+            for one, other in zip(groups, earlier, strict=True):
+                for key in sorted(one.keys() | other.keys()):
+                    _check_same(f"{key} {of}", other.get(key), one.get(key), path)
         else:
             _check_same(name, before, value, path)
 
@@ -88,7 +96,8 @@ def _described(source: Any) -> str | None:
     if isinstance(source, Batches):
         return (
             f"{len(source.inputs)} samples in Batches(batch_size={source.batch_size}, "
-            f"shuffle={source.shuffle}, seed={source.seed}, drop_last={source.drop_last})"
+            f"shuffle={source.shuffle}, seed={source.seed}, drop_last={source.drop_last}), "
+            f"checksum {checksum((source.inputs, source.targets)):08x}"
         )
     return f"{type(source).__name__} of {num_batches(source)} batches"
 
@@ -100,14 +109,50 @@ def _name(function: Any) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
+def _loss_options(loss_fn: Loss) -> dict[str, Any]:
+    known = recognise(loss_fn)
+    found = {} if known is None else known.options
+    return {
+        name: value.tolist() if isinstance(value, Tensor) else value
+        for name, value in found.items()
+    }
+
+
+def _schedule_options(schedule: Any) -> dict[str, Any]:
+    if not isinstance(schedule, LRScheduler):
+        return {}
+    moving = ("last_epoch", "num_bad_epochs", "best", "cooldown_counter")
+    return {
+        name: value
+        for name, value in plain(vars(schedule)).items()
+        if name[0] != "_" and name not in moving and isinstance(value, _PLAIN)
+    }
+
+
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
-    plain = (bool, int, float, str, tuple, type(None))
-    found = {key: _number(value) for key, value in group.items() if key != "params"}
-    return {key: value for key, value in found.items() if isinstance(value, plain)}
+    found = {
+        name: value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        for name, value in group.items()
+        if name != "params"
+    }
+    return {name: value for name, value in plain(found).items() if isinstance(value, _PLAIN)}
 
 
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
+
+def plain(value: Any) -> Any:
+    """numpy's numbers as Python's and its arrays as lists, wherever they stand."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    if isinstance(value, dict):
+        copied = copy.copy(value)
+        for name, held in value.items():
+            copied[name] = plain(held)
+        return copied
+    return value
 
 
 # ------------------------------------------------------------------ where it runs
@@ -137,8 +182,8 @@ def modules_state(model: nn.Module, loss_fn: Loss) -> dict[str, Any]:
     """Parameters and buffers of model and loss, those that a state_dict leaves out included."""
     return {
         "model": model.state_dict(),
-        "buffers": _left_out(model),
         "loss": loss_fn.state_dict() if isinstance(loss_fn, nn.Module) else None,
+        "buffers": [_left_out(module) for module in (model, loss_fn)],
     }
 
 
@@ -154,16 +199,19 @@ def load_modules(model: nn.Module, loss_fn: Loss, state: Mapping[str, Any]) -> N
     model.load_state_dict(state["model"])
     if isinstance(loss_fn, nn.Module) and state["loss"] is not None:
         loss_fn.load_state_dict(state["loss"])
-    own = _left_out(model)
     with torch.no_grad():
-        for name, value in state["buffers"].items():
-            if name in own and own[name].shape == value.shape:
-                own[name].copy_(value)
+        for module, buffers in zip((model, loss_fn), state["buffers"], strict=True):
+            own = _left_out(module)
+            for name, value in buffers.items():
+                if name in own and own[name].shape == value.shape:
+                    own[name].copy_(value)
 
 
-def _left_out(model: nn.Module) -> dict[str, Tensor]:
-    kept = model.state_dict().keys()
-    return {name: buffer for name, buffer in model.named_buffers() if name not in kept}
+def _left_out(module: Any) -> dict[str, Tensor]:
+    if not isinstance(module, nn.Module):
+        return {}
+    kept = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in kept}
 
 
 def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
@@ -179,31 +227,48 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
                 held[name] = value.to(held[name].device)
 
 
-class Buffers:
-    """Remembers the buffers of a model at the end of a step: its forward moves them before the end.
+class Forward:
+    """What a model's forward moves before its step is whole: undone where the step breaks.
 
-    Of a step that breaks in the middle nothing is left then.
+    Buffers are remembered at the end of every step. Parameters are not, which would cost what the
+    optimizer costs; that a forward has moved one shows in its version.
     """
 
     def __init__(self, *modules: Any) -> None:
-        self._buffers = [
-            buffer
-            for module in modules
-            if isinstance(module, nn.Module)
-            for buffer in module.buffers()
+        found = [module for module in modules if isinstance(module, nn.Module)]
+        self._tables = [
+            part._buffers for module in found for part in module.modules() if part._buffers
         ]
-        self._kept = [buffer.detach().clone() for buffer in self._buffers]
+        self._parameters = [p for module in found for p in module.parameters()]
+        self._kept: dict[tuple[int, str], tuple[Tensor, int, Tensor]] = {}
+        self._versions = 0
+        self.keep()
 
     def keep(self) -> None:
         """The step is whole."""
-        if self._buffers:
-            torch._foreach_copy_(self._kept, self._buffers)
+        for number, table in enumerate(self._tables):
+            for name, buffer in table.items():
+                if buffer is None or is_lazy(buffer):
+                    continue
+                kept = self._kept.get((number, name))
+                # BatchNorm moves its statistics without a new version; what is large and moves
+                # does so by operations that have one.
+                is_known = kept is not None and kept[0] is buffer and kept[1] == buffer._version
+                if not is_known or buffer.nbytes <= _SMALL_BUFFER:
+                    self._kept[number, name] = buffer, buffer._version, buffer.detach().clone()
+        self._versions = sum(parameter._version for parameter in self._parameters)
 
-    def put_back(self) -> None:
-        """The step has broken."""
+    def put_back(self) -> bool:
+        """The step has broken: put the buffers back; whether no parameter has moved."""
         with torch.no_grad():
-            for buffer, kept in zip(self._buffers, self._kept, strict=True):
-                buffer.copy_(kept)
+            for (number, name), (buffer, _, value) in self._kept.items():
+                self._tables[number][name] = buffer  # forward may have put another one there
+                if not torch.equal(buffer, value):  # some cannot be written, and never move
+                    buffer.copy_(value)
+        return self._versions == sum(parameter._version for parameter in self._parameters)
+
+
+_SMALL_BUFFER = 2**20
 
 
 # ------------------------------------------------------------------ the best epoch
