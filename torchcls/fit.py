@@ -278,20 +278,20 @@ class Run:
             scales_loss=precision == "float16",
         )
         self.history.findings = self._preflight.findings  # the same list: more may follow
-        self._told = told(
-            train=train,
-            valid=valid,
-            loss_fn=loss_fn,
-            metrics=metrics,
-            optimizer=self.optimizer,
-            schedule=schedule,
-            epochs=epochs,
-            precision=precision,
-            micro_batch=micro_batch,
-        )
         self._keeper = None if checkpoint is None else Keeper(Path(checkpoint), save_every)
         kept = None
         if self._keeper is not None:
+            self._told = told(
+                train=train,
+                valid=valid,
+                loss_fn=loss_fn,
+                metrics=metrics,
+                optimizer=self.optimizer,
+                schedule=schedule,
+                epochs=epochs,
+                precision=precision,
+                micro_batch=micro_batch,
+            )
             kept = self._keeper.open(
                 resume=resume, check=lambda state, path: self._check(state, path, model, loss_fn)
             )
@@ -313,6 +313,7 @@ class Run:
         self._at_hand: _Epoch | None = None
         self._generators: dict[str, Any] | None = None  # of a state, until its epoch begins
         self._is_begun = False  # whether there is a state to go back to
+        self._is_kept = True  # whether the last epoch is on disk
         self._is_torn = False  # whether weights and sums may be half way through a step
         if kept is not None and self._keeper is not None:
             self._load(kept)
@@ -394,6 +395,7 @@ class Run:
         self._is_torn = True
         self._pace.after_epoch(record.get("valid_loss"))
         record["time"] = at_hand.seconds()
+        self._is_kept = False
         self.history.append(record)
         self._at_hand, self._is_torn = None, False
         self._keep_epoch()
@@ -465,6 +467,7 @@ class Run:
         if self._keeper is not None:
             self._keep_best(self._keeper)
             self._keeper.save(self._state())
+        self._is_kept = True
 
     def _keep_best(self, keeper: Keeper) -> None:
         if self.history and self._best.is_last(self.history):
@@ -525,7 +528,9 @@ class Run:
         """Put back the generators of train and valid; why either may give other batches."""
         found = {}
         for name, source in (("train", self._train), ("valid", self._valid)):
-            why = why_not_replayed(source) if self.history else None
+            # Validation seldom draws, and persistent workers that draw nothing hide nothing.
+            is_drawing = name == "train" and len(self.history) > 0
+            why = why_not_replayed(source) if is_drawing else None
             differing = set_source_state(source, states[name])
             if differing:
                 more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
@@ -574,7 +579,8 @@ class Run:
         if self._keeper is None or not self._is_begun:
             self._at_hand = None
         elif at_hand is None:
-            self._keep_epoch()
+            if not self._is_kept:
+                self._keep_epoch()
         elif at_hand.is_waiting:
             pass  # nothing has moved since it was kept
         elif was_torn or not at_hand.put_back():

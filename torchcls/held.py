@@ -105,6 +105,10 @@ def _parts(source: Any) -> Iterator[tuple[str, Any]]:
             yield path, part
 
 
+def _goes_on(path: str, part: Any) -> bool:
+    return path != "" and isinstance(part, Iterator)
+
+
 def _walk(source: Any) -> Iterator[tuple[str, Any]]:
     """What a source holds, from the outside to the inside, with the path that leads there."""
     seen: set[int] = set()
