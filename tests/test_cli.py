@@ -162,9 +162,13 @@ def without_times(path):
 
 
 @pytest.mark.parametrize(
-    ("interrupt", "status", "name"), [(ctrl_c, 130, "Ctrl-C"), (terminate, 143, "SIGTERM")]
+    ("interrupt", "status", "name", "at", "epochs"),
+    [
+        (ctrl_c, 130, "Ctrl-C", 1, 0),
+        (terminate, 143, "SIGTERM", 4, 0),
+        (ctrl_c, 130, "Ctrl-C", 12, 1),
+    ],
 )
-@pytest.mark.parametrize(("at", "epochs"), [(1, 0), (4, 0), (12, 1)])
 def test_an_interrupt_writes_what_was_reached_and_says_how_to_go_on(
     here, capsys, monkeypatch, interrupt, status, name, at, epochs
 ):

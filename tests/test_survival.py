@@ -1157,10 +1157,12 @@ def test_memory_stays_flat_over_ten_thousand_steps(tmp_path):
 
     torch.manual_seed(0)
     batches = [(torch.randn(2, 4), torch.tensor([0, 1])) for _ in range(100)]
+    model = nn.Linear(4, 3)
     run = tc.epochs(
-        nn.Linear(4, 3),
+        model,
         batches,
         batches[:1],
+        optimizer=SGD(model.parameters(), lr=0.1),
         loss_fn=nn.CrossEntropyLoss(),
         epochs=105,
         checkpoint=tmp_path,
