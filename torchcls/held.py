@@ -85,7 +85,7 @@ _CLOSED = (types.ModuleType, str, bytes, torch.device, torch.dtype)
 _MOST_ITEMS = 1_000  # a longer list is data, not a list of transforms
 _DEEPEST = 8
 _MOST_PARTS = 10_000
-_MOST_ARRAYS = 16  # of a list of batches the first will do
+_MOST_ARRAYS = 4  # of a list of batches the first will do
 
 
 def _parts(source: Any) -> Iterator[tuple[str, Any]]:
