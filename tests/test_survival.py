@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import random
+import shutil
 import sys
 import threading
 import warnings
@@ -283,6 +284,38 @@ def test_every_optimizer_and_schedule_goes_on(tmp_path, optimizer, schedule):
                 tmp_path / f"{at}", at=at, optimizer=optimizer, schedule=schedule
             )
             assert_same(found, expected)
+
+
+@pytest.mark.parametrize("source", ["Batches", "samples that draw"])
+@pytest.mark.parametrize(
+    "schedule",
+    [lambda o: tc.one_cycle(), lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=18)],
+)
+def test_killed_between_two_steps_it_goes_on_from_the_state_that_was_written_there(
+    tmp_path, source, schedule
+):
+    class Copying(Stop):
+        """What a killed process would leave: the folder as it stands, with no time to tidy up."""
+
+        def __call__(self, outputs, targets):
+            if self.left == 1:
+                shutil.copytree(tmp_path / "run", tmp_path / "left")
+                self.left = None
+            return super().__call__(outputs, targets)
+
+    Copying.__name__ = "Stop"
+    keywords = {
+        "schedule": schedule,
+        "optimizer": lambda m: SGD(m.parameters(), lr=0.1, momentum=0.9),
+    }
+    run, model = begin(
+        source, folder=tmp_path / "run", save_every=1e-9, loss_fn=Copying(MIDDLE), **keywords
+    )
+    expected = finish(run, model)
+    state = load_checkpoint(tmp_path / "left" / "last.pt")
+    assert (len(state["history"]["records"]), state["at_hand"]["passed"]["number"]) == (1, 3)
+    found = finish(*begin(source, folder=tmp_path / "left", resume=True, **keywords))
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
