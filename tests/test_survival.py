@@ -617,22 +617,20 @@ def test_a_run_that_was_stopped_is_not_trained_further(tmp_path):
 
 
 def test_a_run_that_is_stopped_inside_an_epoch_comes_to_the_end_of_it(tmp_path):
-    def stopping(run_):
-        class Stopping(Stop):
-            def __call__(self, outputs, targets):
-                if self.left == 3:
-                    run_[0].stop()
-                return super().__call__(outputs, targets)
+    class Stopping(Stop):
+        run = None
 
-        return Stopping
+        def __call__(self, outputs, targets):
+            if self.left == 3:
+                self.run.stop()
+            return super().__call__(outputs, targets)
 
-    holder = [None]
-    run, model = begin(folder=tmp_path, loss_fn=stopping(holder)(12))
-    run._loss_fn.__class__.__name__ = "Stop"
-    holder[0] = run
+    loss_fn = Stopping(12)
+    run, model = begin(folder=tmp_path, loss_fn=loss_fn)
+    loss_fn.run = run
     with pytest.raises(KeyboardInterrupt):
         finish(run, model)
-    found = finish(*begin(folder=tmp_path, loss_fn=stopping(holder)(), resume=True))
+    found = finish(*begin(folder=tmp_path, loss_fn=Stopping(), resume=True))
     assert found.records == reference(epochs=3).records[:1]
 
 
