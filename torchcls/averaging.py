@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from torchcls.losses import KnownLoss, may_be_changed, recognise, reduction_of
@@ -31,6 +32,10 @@ class Averaging:
             that somebody hooked into.
         is_elementwise: Whether outputs and targets have one shape (BCE and MSE).
         weights: Weights of elements that torch broadcasts against the targets.
+        numerator: From outputs and targets to the sum of the losses, where the mean times what it
+            counts is not that sum: label smoothing spreads a target whose class has weight 0 over
+            classes that have some, so a part may count nothing and still add to the loss. None
+            everywhere else.
     """
 
     count: Callable[[Any], Count]
@@ -38,6 +43,7 @@ class Averaging:
     name: str | None = None
     is_elementwise: bool = False
     weights: tuple[Tensor, ...] = ()
+    numerator: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def may_be_cut(self, targets: Any) -> bool:
         """Whether the loss takes a piece of a batch: weights with a row for each sample do not."""
@@ -100,11 +106,26 @@ def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
     is_sum = reduction == "sum"
     if known.name in ("cross_entropy", "nll_loss"):  # their weights belong to classes
         count: Callable[[Any], Count] = functools.partial(_count_classes, known=known)
-        return Averaging(num_samples if is_sum else count, is_sum, trusted)
+        numerator = None if is_sum else _smoothed_sum(known)
+        return Averaging(num_samples if is_sum else count, is_sum, trusted, numerator=numerator)
     options = (known.options["weight"], known.options["pos_weight"])
     weights = tuple(weight for weight in options if isinstance(weight, Tensor))
     count = num_samples if is_sum else _count_elements
     return Averaging(count, is_sum, trusted, is_elementwise=True, weights=weights)
+
+
+def _smoothed_sum(known: KnownLoss) -> Callable[[Tensor, Tensor], Tensor] | None:
+    options = known.options
+    weight, smoothing = options["weight"], options["label_smoothing"]
+    if not smoothing or not isinstance(weight, Tensor) or bool(weight.all()):
+        return None
+    return functools.partial(
+        F.cross_entropy,
+        weight=weight,
+        ignore_index=options["ignore_index"],
+        label_smoothing=smoothing,
+        reduction="sum",
+    )
 
 
 def _count_elements(targets: Tensor) -> Count:
@@ -169,6 +190,12 @@ def fraction(result: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
             f"got a pair of {kinds}."
         )
     numerator, denominator = map(torch.as_tensor, result)
+    if denominator.requires_grad:
+        raise ValueError(
+            "loss_fn must return one number, or (numerator, denominator) with a denominator that "
+            "is a count of the targets, got two numbers that both depend on the model. Sum two "
+            "losses: return a + b. Detach a count that has a graph: denominator.detach()."
+        )
     return one_number(numerator), one_number(denominator)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torchcls import heads
 from torchcls.arguments import check_whole_number
-from torchcls.averaging import Mean, averaging_of, one_loss, wide
+from torchcls.averaging import Mean, averaging_of, fraction, is_fraction, one_loss, wide
 from torchcls.device import to_device
 from torchcls.loops import Device, loss_on, pairs, place
 from torchcls.modes import evaluating
@@ -19,7 +19,7 @@ from torchcls.pieces import Pieces, pieces_for
 from torchcls.precision import Precision
 from torchcls.scorers import Metrics, named_metrics, plain, scorer_for
 from torchcls.step import Loss, zero_where_nothing_counts
-from torchcls.structure import num_samples, split
+from torchcls.structure import mapped, num_samples, split
 
 Look = Callable[[int, float, tuple[Any, Any], Any], None]
 
@@ -122,10 +122,16 @@ def measure(
             inputs, targets = to_device(batch, device)
             outputs = precision.outputs(pieces.outputs, inputs)
             if loss_fn is not None and averaging is not None:
-                loss, count = one_loss(loss_fn(outputs, targets), averaging.count(targets))
+                result = loss_fn(outputs, targets)
+                if number == 0 and is_fraction(result):
+                    _check_denominator(loss_fn, outputs, targets)
+                loss, count = one_loss(result, averaging.count(targets))
                 loss = zero_where_nothing_counts(loss, outputs, count)
                 reported = wide(averaging.reported(loss, count))
-                mean.add(reported, count)
+                if averaging.numerator is None:
+                    mean.add(reported, count)
+                else:
+                    mean.add_sum(wide(averaging.numerator(outputs, targets)), count)
                 if look is not None and not isinstance(reported, Tensor):
                     look(number, reported, (inputs, targets), outputs)
             for scorer in scorers.values():
@@ -133,6 +139,17 @@ def measure(
             n += num_samples(targets)
         values = {name: plain(scorer.value()) for name, scorer in scorers.items()}
     return Evaluation(None if loss_fn is None else mean.value(), values, n)
+
+
+def _check_denominator(loss_fn: Loss, outputs: Any, targets: Any) -> None:
+    """Let ``fraction`` refuse a denominator that depends on the outputs: no graph shows it here."""
+
+    def tied(leaf: Any) -> Any:
+        is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return leaf.detach().requires_grad_() if is_float else leaf
+
+    with torch.enable_grad():
+        fraction(loss_fn(mapped(tied, outputs), targets))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
+from torch.utils.data import TensorDataset
 
 from torchcls.arguments import check_whole_number
 from torchcls.averaging import Count, Mean, averaging_of, wide
@@ -26,12 +27,14 @@ from torchcls.history import History, Record
 from torchcls.keeper import Keeper
 from torchcls.loops import (
     Device,
+    check_no_sample,
     loss_on,
     move_on,
     no_batch,
     not_batches,
     num_batches,
     place,
+    set_epoch,
 )
 from torchcls.modes import training
 from torchcls.optim import check_lr, check_optimizer, default_optimizer, pace_of
@@ -431,6 +434,7 @@ class Run:
         averaging = averaging_of(loss_fn)
         step = Step(self._model, loss_fn, averaging, self._pieces, self._precision)
         mean, preflight = at_hand.mean, self._preflight
+        set_epoch(self._train, epoch)
         with (
             training(self._model),
             self._pace.during_epoch(epoch, at_hand.number),
@@ -773,6 +777,11 @@ def _check_source(batches: Any, name: str) -> None:
         raise TypeError(not_batches(batches, name))
     if num_batches(batches) == 0:
         raise ValueError(no_batch(batches, name))
+    # Validation comes after a whole epoch: what can be seen without drawing is seen now.
+    if isinstance(batches, (list, tuple, TensorDataset)):
+        first = batches[0]
+        if isinstance(first, (tuple, list)) and len(first) == 2:
+            check_no_sample(batches, (first[0], first[1]), name)
 
 
 def _check_metrics(metrics: Metrics, *, has_valid: bool) -> None:

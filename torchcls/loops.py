@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import Dataset
 
 from torchcls.averaging import Mean, averaging_of, wide
 from torchcls.data.batches import Batches
@@ -154,6 +155,25 @@ def move_on(batches: Iterable[Any]) -> None:
         batches.epoch += 1
 
 
+def set_epoch(batches: Any, epoch: int) -> None:
+    """Tell samplers and datasets that shuffle by the number of the epoch which one begins.
+
+    torch's ``DistributedSampler`` and many of people's own have a ``set_epoch``; without it each
+    epoch comes in the same order.
+    """
+    batch_sampler = getattr(batches, "batch_sampler", None)
+    parts = (
+        batches,
+        getattr(batches, "sampler", None),
+        batch_sampler,
+        getattr(batch_sampler, "sampler", None),
+        getattr(batches, "dataset", None),
+    )
+    for part in {id(part): part for part in parts}.values():
+        if callable(getattr(part, "set_epoch", None)):
+            part.set_epoch(epoch)
+
+
 def pairs(batches: Iterable[Any], name: str) -> Iterator[tuple[Any, Any]]:
     """Yield the batches, each checked to be a pair (inputs, targets).
 
@@ -168,10 +188,28 @@ def pairs(batches: Iterable[Any], name: str) -> Iterator[tuple[Any, Any]]:
         raise TypeError(not_batches(batches, name)) from None
     is_empty = True
     for batch in iterator:
-        yield as_pair(batch, name)
+        pair = as_pair(batch, name)
+        if is_empty:
+            check_no_sample(batches, pair, name)
+        yield pair
         is_empty = False
     if is_empty:
         raise ValueError(no_batch(batches, name))
+
+
+def check_no_sample(batches: Any, pair: tuple[Any, Any], name: str) -> None:
+    """Refuse a dataset, or a list of samples, where batches are wanted.
+
+    Raises:
+        TypeError: If the first item of a dataset or a list has a single number as its target.
+    """
+    target = pair[1]
+    is_one = target.ndim == 0 if isinstance(target, Tensor) else isinstance(target, (int, float))
+    if is_one and isinstance(batches, (Dataset, list, tuple)):
+        raise TypeError(
+            f"{name} must give batches, got the single samples of a {type(batches).__name__}. "
+            "Wrap it: torch.utils.data.DataLoader(samples, batch_size=64, shuffle=True)."
+        )
 
 
 def num_batches(batches: Any) -> int | None:

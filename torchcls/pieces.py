@@ -244,13 +244,15 @@ def _sample_of(model: nn.Module, forward: Forward, inputs: Tensor) -> _Sample | 
     kept: dict[int, int] = {}
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
 
-    def keep(saved: Tensor) -> Tensor:
+    def keep(saved: Tensor) -> int:
         storage = saved.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return saved
+        # Nothing goes backward here. A ReLU saves its own output: packed as itself it would hold
+        # the graph that holds it, which nothing ever collects.
+        return storage.data_ptr()
 
-    keeping = torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved)
+    keeping = torch.autograd.graph.saved_tensors_hooks(keep, lambda place: place)
     try:
         with torch.no_grad():
             whole, last = model(inputs.clone()), forward(inputs[2:].clone())

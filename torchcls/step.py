@@ -127,7 +127,11 @@ class Step:
             result = self._loss_fn(outputs, targets)
             if i == 0 and is_fraction(result):
                 return self._backward_of_fractions(result, forward, pieces)
-            loss = one_number(result) * averaging.share(count, total)
+            if averaging.numerator is None:
+                loss = one_number(result) * averaging.share(count, total)
+            else:
+                loss = averaging.numerator(outputs, targets) * averaging.share(1, total)
+                count = total
             loss = zero_where_nothing_counts(loss, outputs, count)
             self._precision.backward(loss)
             whole.add(loss)
@@ -160,11 +164,6 @@ class Step:
                     outputs = self._precision.outputs(forward, inputs)
                     result = self._loss_fn(outputs, targets)
                 numerator, denominator = fraction(result)
-                if denominator.requires_grad:
-                    raise ValueError(
-                        "micro_batch must be None for a loss_fn whose denominator depends on the "
-                        "model. Return denominator.detach() if it is only a count."
-                    )
                 set_aside(_leaves(numerator))
                 self._precision.backward(numerator / n)
                 whole.add(numerator)
