@@ -17,7 +17,7 @@ Libraries that are not installed are named and skipped. It works on the CPU.
 What is claimed, and checked with the exit status, is in ``benchmark_report.py``.
 Measured with torch 2.15 on a CPU with 2 cores, 5 rounds: an epoch 5.6 times faster than the plain
 loop (3.7 to 5.8) and 4.4 to 5.6 times faster than each library, in 0.75 of the memory, losses equal
-to 1.8e-7; a step 0.95 of the plain loop's; all in about 27 minutes. The README has the tables.
+to 1.8e-7; a step 0.95 of the plain loop's; all in about 27 minutes. docs/results.md has the tables.
 The images are MNIST's (LeCun, Cortes and Burges; CC BY-SA 3.0).
 """
 

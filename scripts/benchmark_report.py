@@ -327,7 +327,7 @@ def cells(corner: str, runs: Runs, columns: list[Column]) -> list[list[str]]:
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """Rows as a table of the README, the first one as its head."""
+    """Rows as a table of docs/results.md, the first one as its head."""
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

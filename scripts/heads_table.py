@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, status = {head.distribution: head for head in tc.heads.TABLE}, 0
     for distribution, (activation, loss, name) in LECTURE.items():
         head = rows[distribution]
-        agrees = head.activation == activation and head.loss_on_raw.startswith(name)
+        agrees = (head.activation or "none") == activation and name in head.losses
         status |= verdict(agrees, f"{distribution:<12} {activation:<8} {loss}")
     return status | check_likelihoods()
 

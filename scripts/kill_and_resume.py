@@ -7,11 +7,13 @@ once in peace and then again and again under SIGKILL: each time the process is k
 moment, started again with ``resume=True``, killed again with a chance of one half, and so on until
 it comes to its end. The weights, the optimizer's state and the history (without the times) must
 equal those of the run in peace, bit for bit. Fed by ``Batches``, by a DataLoader that draws in the
-process of the training, and by one with worker processes. Exits with 1 where a run differs.
+process of the training, by one with worker processes, and by torchdata's StatefulDataLoader where
+that is installed. Exits with 1 where a run differs.
 """
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -20,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,9 @@ import torchcls as tc
 
 EPOCHS = 3
 SAVE_EVERY = 0.02  # seconds: a run lasts about half of one
-SOURCES = ("Batches", "DataLoader", "DataLoader with workers")
+SOURCES = ["Batches", "DataLoader", "DataLoader with workers"]
+if importlib.util.find_spec("torchdata") is not None:
+    SOURCES.append("StatefulDataLoader")
 
 
 class Noisy(Dataset[tuple[Tensor, Tensor]]):
@@ -57,6 +62,12 @@ def source(name: str) -> Any:
     targets = inputs[:, :4].argmax(1)
     if name == "Batches":
         return tc.Batches(inputs, targets, batch_size=32, shuffle=True)
+    if name == "StatefulDataLoader":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchdata calls what newer torch has deprecated
+            from torchdata.stateful_dataloader import StatefulDataLoader
+
+            return StatefulDataLoader(Noisy(inputs, targets), batch_size=32, shuffle=True)
     workers = 2 if name.endswith("workers") else 0
     return DataLoader(Noisy(inputs, targets), batch_size=32, shuffle=True, num_workers=workers)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import torchcls as tc
-from torchcls.checkpoint import check_architecture
+from torchcls.survival.files import check_architecture
 
 # ------------------------------------------------------------------ data and models
 
@@ -1128,7 +1128,7 @@ FILE_CASES = [
 ]
 
 
-# ------------------------------------------------------------------ the table in the README
+# --------------------------------------------------------------- the table in docs/results.md
 
 WORDS = {
     WRONG: "silently wrong",

@@ -19,6 +19,7 @@ from PIL import Image
 
 import torchcls as tc
 from torchcls.cli import main
+from torchcls.survival import load_checkpoint
 
 
 @pytest.fixture
@@ -128,6 +129,26 @@ def test_the_default_folder_is_one_that_no_run_has_taken(here):
     assert (here / "torchcls-out-2" / "history.csv").exists()
 
 
+def test_files_are_replaced_whole_or_left_as_they_were(here, monkeypatch):
+    arguments = ["train", "--epochs", "1", "--classes", "0,1", "--out", "run"]
+    assert main(arguments) == 0
+    names = ["history.csv", "history.json", "predictions.csv", "weights.pt", "curves.png"]
+    replace, there = os.replace, sorted((here / "run").iterdir())
+    for name in names:
+        (here / "run" / name).write_text("what was there")
+
+        def full_disk(beside, target, name=name):
+            if os.path.basename(target) == name:
+                raise OSError("no space left")
+            replace(beside, target)
+
+        monkeypatch.setattr(os, "replace", full_disk)
+        with pytest.raises(SystemExit):
+            main([*arguments, "--resume"])
+        assert (here / "run" / name).read_text() == "what was there"
+        assert sorted((here / "run").iterdir()) == there  # nothing half written beside them
+
+
 def test_without_matplotlib_everything_but_the_picture_is_written(here, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["train", "--epochs", "1", "--classes", "0,1", "--out", "run"]) == 0
@@ -150,7 +171,7 @@ def interrupted(monkeypatch, at, interrupt):
 
 
 def ctrl_c():
-    raise KeyboardInterrupt
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def terminate():
@@ -181,6 +202,9 @@ def test_an_interrupt_writes_what_was_reached_and_says_how_to_go_on(
         assert main([*arguments, "--out", "a run"]) == status
     assert signal.getsignal(signal.SIGTERM) is handler
     printed = capsys.readouterr().out
+    at = load_checkpoint(here / "a run" / "last.pt")["at"]
+    assert (at["epoch"], at["step"]) > (0, 0)  # the step in which it came is whole, and kept
+    assert at["step"] == 0 or f"epochs and {at['step']} steps" in printed
     assert f"stopped by {name} after {epochs} of 3 epochs" in printed
     if epochs:
         assert len(read_csv(here / "a run" / "history.csv")) == 1
@@ -192,6 +216,13 @@ def test_an_interrupt_writes_what_was_reached_and_says_how_to_go_on(
     assert without_times(found / "history.csv") == without_times(whole / "history.csv")
     for file in ("weights.pt", "predictions.csv"):
         assert (found / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_a_second_signal_does_not_wait_for_the_end_of_the_step(here, capsys, monkeypatch):
+    interrupted(monkeypatch, 4, lambda: (ctrl_c(), ctrl_c()))
+    assert main(["train", "--epochs", "3", "--classes", "0,1", "--out", "run"]) == 130
+    assert "stopped by Ctrl-C after 0 of 3 epochs" in capsys.readouterr().out
+    assert load_checkpoint(here / "run" / "last.pt")["at"]["step"] == 0
 
 
 def test_the_folder_it_chose_itself_stands_in_the_command_that_goes_on(here, capsys, monkeypatch):
@@ -406,6 +437,52 @@ def test_train_takes_images_in_folders(tmp_path, capsys, monkeypatch):
     lines = read_csv(tmp_path / "run" / "predictions.csv")
     assert {line["target"] for line in lines} == {"cat", "dog"}
     assert "photos classes cat, dog: 8 training and 8 validation images" in capsys.readouterr().out
+
+
+def digits(folder, splits, names, *, size=(28, 28), mode="L"):
+    """A folder of images for each digit of each split, three images each."""
+    for split in splits:
+        for name in names:
+            (folder / split / name).mkdir(parents=True)
+            for i in range(3):
+                Image.new(mode, size, 80 * i).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("splits", [("training", "testing"), ("train", "test")])
+@pytest.mark.parametrize("below", ["", "mnist_png"])
+@pytest.mark.parametrize("arguments", [[], ["--classes", "3,5"], ["--head", "binary"]])
+def test_the_png_layout_of_mnist_is_read_as_digits(tmp_path, capsys, splits, below, arguments):
+    digits(tmp_path / below, splits, "0123456789")
+    main(["check", "--data", str(tmp_path), *arguments])
+    names = (
+        "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+        if not arguments
+        else "3, 5"
+        if "3,5" in arguments
+        else "0, 1"
+    )
+    assert f"{tmp_path} digits {names}: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("splits", "names", "form"),
+    [
+        (("train", "valid"), "01", {}),
+        (("train", "test"), "01", {}),  # not all ten digits
+        (("train", "test"), "0123456789", {"size": (32, 32)}),
+        (("train", "test"), "0123456789", {"mode": "RGB"}),
+        (("train", "val"), "0123456789", {}),
+        (("Train", "Valid"), ("cat", "dog"), {}),
+        (("train", "test"), [*"0123456789", "a"], {}),
+    ],
+)
+def test_class_folders_with_the_names_of_digits_are_class_folders(
+    tmp_path, capsys, splits, names, form
+):
+    digits(tmp_path, splits, names, **form)
+    main(["check", "--data", str(tmp_path)])
+    assert f"{tmp_path} classes {', '.join(names)}: " in capsys.readouterr().out
 
 
 def test_images_too_small_for_the_network_are_refused(tmp_path, capsys):

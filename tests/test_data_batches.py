@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import torchcls as tc
 from torchcls.data import Batches
 
 few = settings(max_examples=50, deadline=None)
@@ -125,15 +126,10 @@ def test_each_seed_and_each_epoch_has_its_own_order():
     assert len(set(orders)) == 9
 
 
-def test_iterating_does_not_advance_the_epoch():
-    batches = Batches(*numbered(20), batch_size=3, shuffle=True)
-    assert order_of(batches) == order_of(batches)
-    assert batches.epoch == 0
-
-
 def test_its_order_does_not_depend_on_the_default_device():
     batches = Batches(*numbered(20), batch_size=3, shuffle=True)
     expected = order_of(batches)
+    batches.epoch = 0
     with torch.device("meta"):
         found = list(batches)
     assert order_of(found) == expected
@@ -144,6 +140,7 @@ def test_two_passes_at_once_do_not_disturb_each_other():
     pairs = list(zip(batches, batches, strict=True))
     assert len(pairs) == 7
     assert all(torch.equal(one[0], two[0]) for one, two in pairs)
+    assert batches.epoch == 1  # and not 2: both were passes of epoch 0
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -199,6 +196,132 @@ def test_its_order_does_not_depend_on_the_device():
         assert cuda_x.is_cuda
         assert torch.equal(x, cuda_x.cpu())
         assert torch.equal(y, cuda_y.cpu())
+
+
+# --- training passes ------------------------------------------------------------------------
+
+
+def test_a_loop_of_ones_own_gets_another_order_in_each_pass():
+    batches = Batches(*numbered(20), batch_size=3, shuffle=True)
+    orders = [order_of(batches) for _ in range(3)]
+    assert len(set(map(tuple, orders))) == 3
+    assert batches.epoch == 3
+    for batches.epoch, expected in enumerate(orders):  # set by hand, they come again
+        assert order_of(batches) == expected
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_pass_without_gradients_moves_nothing(mode):
+    batches = Batches(*numbered(20), batch_size=3, shuffle=True)
+    with mode():
+        before = order_of(batches)
+    training_pass = iter(batches)
+    next(training_pass), next(training_pass)
+    with mode():
+        assert order_of(batches) == order_of(batches) == before
+    assert batches.state_dict() == {"epoch": 0, "batch": 2}
+    assert len(list(training_pass)) == 5
+    assert batches.epoch == 1
+
+
+def test_evaluating_and_predicting_move_nothing():
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    batches = Batches(x, torch.arange(20) % 3, batch_size=3, shuffle=True)
+    model = torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        before = torch.cat([inputs for inputs, _ in batches])
+    tc.evaluate(model, batches, loss_fn=tc.cross_entropy)
+    tc.predict(model, batches)
+    with torch.no_grad():
+        after = torch.cat([inputs for inputs, _ in batches])
+    assert torch.equal(before, after)
+    assert batches.state_dict() == {"epoch": 0, "batch": 0}
+
+
+def test_a_pass_that_is_broken_off_leaves_the_epoch_and_the_next_one_is_whole():
+    batches = Batches(*numbered(20), batch_size=3, shuffle=True)
+    first = [pair for pair, _ in zip(batches, range(4), strict=False)]
+    assert batches.epoch == 0
+    assert order_of(batches)[:12] == order_of(first)
+    assert batches.epoch == 1
+
+
+def test_a_look_at_the_first_batch_does_not_disturb_the_pass_at_hand():
+    batches = Batches(*numbered(20), batch_size=3, shuffle=True)
+    training_pass = iter(batches)
+    next(training_pass), next(training_pass)
+    next(iter(batches))
+    next(training_pass)
+    assert batches.state_dict() == {"epoch": 0, "batch": 3}
+    assert len(list(training_pass)) == 4
+    assert batches.epoch == 1
+
+
+def test_an_epoch_set_inside_a_pass_stays():
+    batches = Batches(*numbered(20), batch_size=3, shuffle=True)
+    for number, _ in enumerate(batches):
+        if number == 2:
+            batches.epoch = 5
+    assert batches.state_dict() == {"epoch": 5, "batch": 0}
+
+
+@few
+@given(n=sizes, batch_size=batch_sizes, shuffle=st.booleans(), epoch=seeds, data=st.data())
+def test_a_pass_goes_on_where_its_state_was_taken(n, batch_size, shuffle, epoch, data):
+    def begun():
+        return Batches(*numbered(n), batch_size=batch_size, shuffle=shuffle, transform=seen)
+
+    def seen(inputs, targets):
+        calls.append(len(inputs))
+        return inputs, targets
+
+    calls, batches = [], begun()
+    batches.epoch = epoch
+    number = data.draw(st.integers(0, len(batches)))
+    training_pass = iter(batches)
+    for _ in range(number):
+        next(training_pass)
+    state = batches.state_dict()
+    assert state == {"epoch": epoch, "batch": number}
+    rest = [pair[1].tolist() for pair in training_pass]
+
+    other = begun()
+    other.load_state_dict(state)
+    assert other.state_dict() == state
+    assert len(other) == len(batches)
+    calls.clear()
+    assert [pair[1].tolist() for pair in other] == rest
+    assert len(calls) == len(batches) - number  # nothing is transformed that was handed out
+    assert other.state_dict() == {"epoch": epoch + 1, "batch": 0}
+    batches.epoch = epoch + 1
+    assert order_of(other) == order_of(batches)
+
+
+def test_a_state_is_for_the_next_training_pass_alone():
+    batches = Batches(*numbered(20), batch_size=3)
+    batches.load_state_dict({"epoch": 1, "batch": 5})
+    with torch.no_grad():
+        assert order_of(batches) == list(range(20))
+    assert batches.state_dict() == {"epoch": 1, "batch": 5}
+    assert order_of(batches) == list(range(15, 20))
+    assert order_of(batches) == list(range(20))
+    batches.load_state_dict({"epoch": 1, "batch": 5})
+    batches.epoch = 1  # forgets the position
+    assert order_of(batches) == list(range(20))
+
+
+def test_a_copy_on_a_device_goes_on_by_itself_from_the_same_place():
+    batches = Batches(*numbered(20), batch_size=3)
+    batches.load_state_dict({"epoch": 1, "batch": 5})
+    same = batches.to("cpu")
+    assert order_of(same) == order_of(batches) == list(range(15, 20))
+    list(same)
+    assert (same.epoch, batches.epoch) == (3, 2)
+
+
+def test_torchdata_finds_the_protocol_it_looks_for():
+    Stateful = pytest.importorskip("torchdata.stateful_dataloader.stateful").Stateful
+    assert isinstance(Batches(*numbered(3), batch_size=1), Stateful)
 
 
 # --- errors ---------------------------------------------------------------------------------
@@ -261,6 +384,21 @@ def test_it_refuses_a_transform_that_does_not_return_a_pair(returned, words):
     batches = Batches(*numbered(2), batch_size=2, transform=lambda x, y: returned)
     with pytest.raises(TypeError, match=re.escape(f"a pair (inputs, targets), {words}")):
         list(batches)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "state"),
+    [
+        (ValueError, "batch must be at most the 3 of a pass, got 4", {"epoch": 0, "batch": 4}),
+        (ValueError, "batch must be at least 0, got -1", {"epoch": 0, "batch": -1}),
+        (TypeError, "epoch must be a whole number, got None", {"epoch": None, "batch": 0}),
+    ],
+)
+def test_it_refuses_a_bad_state_and_stays_where_it_is(error, words, state):
+    batches = Batches(*numbered(5), batch_size=2)
+    with pytest.raises(error, match=re.escape(words)):
+        batches.load_state_dict(state)
+    assert batches.state_dict() == {"epoch": 0, "batch": 0}
 
 
 def test_it_refuses_a_bad_epoch_where_it_is_set():

@@ -39,12 +39,21 @@ def test_data_is_moved_once_and_again_where_somebody_changed_it(as_if_on_cuda):
         assert near is not batches
         for ours, theirs in zip(near, batches, strict=True):
             assert all(map(torch.equal, ours, theirs))
+        assert batches.epoch == epoch + 1
     assert len(moves) == 2
     batches.batch_size, batches.targets = 5, batches.targets + 1
     batches.inputs[0] = 7
     for ours, theirs in zip(nearby.copy(batches), batches, strict=True):
         assert all(map(torch.equal, ours, theirs))
     assert len(moves) == 4
+
+
+def test_a_pass_over_the_moved_data_is_a_pass_of_the_data(as_if_on_cuda):
+    nearby, _ = as_if_on_cuda
+    batches = Batches(*data(), batch_size=16, shuffle=True)
+    batches.load_state_dict({"epoch": 1, "batch": 1})
+    assert len(list(nearby.copy(batches))) == 2
+    assert batches.state_dict() == {"epoch": 2, "batch": 0}
 
 
 def test_data_stays_where_it_is_with_a_transform_or_where_it_would_not_fit(as_if_on_cuda):

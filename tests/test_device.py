@@ -6,7 +6,7 @@ from torch import nn, tensor
 from torch.nn.utils.rnn import pack_sequence
 
 import torchcls as tc
-from torchcls.device import device_of, to_device
+from torchcls.batches import device_of, to_device
 
 CPU = torch.device("cpu")
 

@@ -1,34 +1,104 @@
-"""Every block of Python in the README runs, one after the other in one namespace."""
+"""Every block of Python in the README and in docs/ runs and prints what the page shows."""
 
 import re
+import signal
 from pathlib import Path
 
 import misuse
 import pytest
 import torch
+from PIL import Image
 
-from torchcls.checks.findings import CODES
+import torchcls as tc
+from torchcls.preflight.findings import CODES
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PACKAGE = ROOT / "torchcls"
+README = (ROOT / "README.md").read_text("utf-8")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text("utf-8")
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    )
+}
+# A block of Python, and the block of text right behind it: what it prints.
+BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", flags=re.DOTALL)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def same_output(printed: str, shown: str) -> bool:
+    """Whether the words are the same and the numbers close: they differ a little by machine."""
+    lengths = ([len(line.split()) for line in text.splitlines()] for text in (printed, shown))
+    return next(lengths) == next(lengths) and all(map(_same_word, printed.split(), shown.split()))
 
 
-def test_every_python_block_of_the_readme_runs_in_order():
+def _same_word(ours: str, theirs: str) -> bool:
+    seconds, number = r"\d+\.\d\ds", r"\d+\.\d{6}"
+    if re.fullmatch(seconds, ours) and re.fullmatch(seconds, theirs):
+        return True
+    if re.fullmatch(number, ours) and re.fullmatch(number, theirs):
+        return abs(float(ours) - float(theirs)) < 0.05
+    return ours == theirs
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch):
+    """A folder for what a page writes, with the images that the README reads."""
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, handler)
+
+
+def write_digits(folder, n, seed):
+    images, targets = tc.drawn_digits(n, classes=(0, 1, 2), seed=seed)
+    for number, (image, target) in enumerate(zip(images, targets, strict=True)):
+        path = folder / str(int(target)) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image[0] * 255).round().to(torch.uint8).numpy()).save(path)
+
+
+# --- examples -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```python" in text])
+def test_every_python_block_of_a_page_runs_in_order_and_prints_what_is_shown(page, at_home, capsys):
+    if "digits/train" in PAGES[page]:
+        write_digits(at_home / "digits" / "train", 2000, seed=0)
+        write_digits(at_home / "digits" / "valid", 500, seed=1)
     namespace: dict[str, object] = {}
     with torch.random.fork_rng([]):
-        for number, block in enumerate(blocks("python")):
-            exec(compile(block, f"README.md, block {number}", "exec"), namespace)
-    assert namespace["run"].history
-    assert namespace["predictions"].targets is not None
+        for number, (code, shown) in enumerate(BLOCK.findall(PAGES[page])):
+            exec(compile(code, f"{page}, block {number}", "exec"), namespace)
+            printed = capsys.readouterr().out
+            assert not shown or same_output(printed, shown), printed
+    assert "run" not in namespace or namespace["run"].history
 
 
-def test_the_readme_prints_the_header_of_a_real_table(capsys):
-    exec(blocks("python")[0], {})
-    assert capsys.readouterr().out.splitlines()[0] == blocks("text")[0].rstrip("\n")
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_text_is_what_the_block_before_it_prints(page):
+    shown = [text for _, text in BLOCK.findall(PAGES[page]) if text]
+    assert len(shown) == PAGES[page].count("```text")
+
+
+def test_another_output_is_not_the_same():
+    shown = "epoch  loss    time\n    0  0.500000   1.00s\n"
+    assert same_output(shown.replace("1.00s", "2.50s").replace("0.500000", "0.510000"), shown)
+    assert not same_output(shown.replace("0.500000", "0.600000"), shown)
+    assert not same_output(shown.replace("loss", "accuracy"), shown)
+    assert not same_output(shown + "    1  0.500000   1.00s\n", shown)
+    assert not same_output(shown.splitlines()[0], shown)
+
+
+def test_the_pages_show_a_whole_run_the_loop_every_step_and_one_function():
+    code = "\n".join(code for code, _ in BLOCK.findall(README))
+    for said in ("tc.fit(", "for epoch in run:", "for at in run.steps():", "tc.backward("):
+        assert said in code, said
+
+
+# --- commands and links ---------------------------------------------------------------------------
 
 
 def test_the_readme_has_the_two_commands_that_ci_runs_word_for_word():
@@ -38,26 +108,63 @@ def test_the_readme_has_the_two_commands_that_ci_runs_word_for_word():
     assert commands[1].endswith("-m pytest")
 
 
-def test_the_readme_lists_every_public_name():
-    import torchcls
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    folder = (ROOT / page).parent
+    for path, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", PAGES[page]):
+        target = (folder / path).resolve() if path else ROOT / page
+        assert target.is_file(), path
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), flags=re.MULTILINE)
+            slugs = [re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings]
+            assert anchor in slugs, anchor
 
+
+# --- what the README names ------------------------------------------------------------------------
+
+
+def test_the_readme_is_at_most_150_lines():
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_readme_lists_every_public_name():
     classes = {"Evaluation", "Predictions", "Record", "Run"}  # what the functions return
-    for name in set(torchcls.__all__) - classes:
+    for name in set(tc.__all__) - classes:
         suffix = name.removeprefix("binary_cross_entropy") or name
         assert re.search(rf"\b{re.escape(name)}\b", README) or suffix in README, name
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "torchcls").rglob("*.py")))
-def test_the_reading_order_names_every_file_of_the_package(path):
-    name = path.relative_to(ROOT / "torchcls").as_posix()
-    assert path.name in ("__init__.py", "__main__.py") or f"`{name}`" in README
+def test_the_reading_order_of_the_readme_is_ten_files_with_their_line_counts():
+    listed = re.findall(r"`(\w+\.py)` \((\d+)\)", README)
+    assert len(listed) == 10
+    found = {name: (PACKAGE / name).read_text("utf-8").count("\n") for name, _ in listed}
+    wrong = {
+        name: found[name] for name, n in listed if abs(int(n) - found[name]) > found[name] / 10
+    }
+    assert not wrong, f"write the counts into the README: {wrong}"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")))
+def test_the_page_on_the_code_names_every_file_or_its_folder(path):
+    page = PAGES["docs/reading-the-code.md"]
+    name = path.relative_to(PACKAGE).as_posix()
+    named = f"`{name}`" in page or f"`{name.split('/')[0]}/`" in page
+    assert path.name in ("__init__.py", "__main__.py") or named, name
+
+
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def test_the_table_of_misuse_is_that_of_the_tests():
-    assert misuse.table() in README
+    assert misuse.table() in PAGES["docs/results.md"]
 
 
-def test_the_readme_lists_every_code_of_a_finding():
-    for codes in CODES.values():
-        for code in codes:
-            assert f"`{code}`" in README, code
+def test_the_page_on_the_checks_lists_every_code_of_a_finding_where_it_belongs():
+    page = PAGES["docs/preflight.md"]
+    for about, codes in CODES.items():
+        assert f"| {about} | {', '.join(f'`{code}`' for code in codes)} |" in page, about
+
+
+def test_the_readme_quotes_the_mistake_as_it_is_printed():
+    ((_, shown),) = [block for block in BLOCK.findall(PAGES["docs/preflight.md"]) if block[1]]
+    assert shown.split(" [")[0] in README

@@ -189,6 +189,20 @@ def test_a_csv_file_of_inputs_alone_has_no_target(tmp_path):
     assert [row["predicted"] for row in rows] == names
 
 
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_csv_file_of_real_numbers_has_no_probabilities(tmp_path, k):
+    batches = [(X[:20], X[:20, :k]), (X[20:], X[20:, :k])]
+    predictions = tc.predict(nn.Linear(4, k), batches, loss_fn=nn.MSELoss())
+    predictions.to_csv(tmp_path / "predictions.csv")
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = {"output": predictions.outputs, "predicted": predictions.outputs, "target": X[:, :k]}
+    numbered = [name if k == 1 else f"{name}_{i}" for name in columns for i in range(k)]
+    assert list(rows[0]) == numbered
+    read = tensor([[float(row[name]) for name in numbered] for row in rows])
+    assert torch.equal(read, torch.cat(list(columns.values()), 1))
+
+
 def test_names_of_classes_go_with_one_class_for_each_sample(tmp_path):
     predictions = tc.predict(nn.Linear(4, 3), X, loss_fn=nn.BCEWithLogitsLoss())
     with pytest.raises(ValueError, match=r"got predicted of shape \(37, 3\). Leave classes out"):

@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 import torchcls as tc
+from torchcls.batches import to_device
 from torchcls.data.nearby import Nearby
-from torchcls.device import to_device
 
 pytestmark = [
     pytest.mark.gpu,

@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import math
+import os
 import pickle
 
 import pandas
@@ -130,6 +131,46 @@ def test_json_keeps_every_digit_and_the_types(history, tmp_path):
     assert text.endswith("]\n")
     assert found == list(history)
     assert type(found[0]["epoch"]) is int
+
+
+def test_json_has_null_where_a_number_is_none(tmp_path):
+    record = Record(epoch=0, train_loss=math.nan, valid_loss=-math.inf, rates=[0.5, math.nan])
+    History([record]).to_json(tmp_path / "history.json")
+
+    def no_json(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    found = json.loads((tmp_path / "history.json").read_text(), parse_constant=no_json)
+    assert found == [{"epoch": 0, "train_loss": None, "valid_loss": None, "rates": [0.5, None]}]
+    assert math.isnan(record.train_loss)
+
+
+@pytest.mark.parametrize("export", [History.to_csv, History.to_json])
+def test_an_export_that_fails_leaves_the_file_as_it_was(history, tmp_path, export, monkeypatch):
+    path = tmp_path / "history"
+    export(history, path)
+    before = path.read_bytes()
+    history.append(Record(epoch=3, train_loss=0.5, other=object()))  # no column, and no JSON
+    with pytest.raises((ValueError, TypeError)):
+        export(history, path)
+
+    def full_disk(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.replace", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        export(history[:1], path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["history"]
+
+
+def test_an_export_follows_a_link_and_writes_into_a_device(history, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    history.to_csv(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text().startswith("epoch,")
+    history.to_csv(os.devnull)
+    assert not os.path.isfile(os.devnull)
 
 
 def test_exports_overwrite_what_was_there(history, tmp_path):

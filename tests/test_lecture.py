@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import torchcls as tc
-from torchcls import pieces
+from torchcls.speed import pieces
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "fastai_lecture.json").read_text())
 MNIST = os.environ.get("TORCHCLS_MNIST")

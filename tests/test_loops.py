@@ -1,6 +1,6 @@
 """torchcls.loops: one step, exact however cut, nothing counts, any iterable, errors."""
 
-import re
+import textwrap
 from functools import partial
 
 import hypothesis.strategies as st
@@ -13,7 +13,8 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 import torchcls as tc
-from torchcls.loops import loss_on, place
+from torchcls.device import place
+from torchcls.step import loss_on
 
 WEIGHT = tensor([1.0, 5.0, 0.5])
 IDS = torch.arange(70) % 3
@@ -268,15 +269,15 @@ def test_a_function_of_ones_own_with_a_variable_is_no_leaf():
     assert tc.backward(linear(), (inputs(), BITS), fraction, micro_batch=32).isfinite()
 
 
-def test_a_denominator_that_depends_on_the_model_is_refused_when_cut():
+def test_a_denominator_that_depends_on_the_model_is_refused_whole_and_cut():
     model = linear()
     model.weight.grad = torch.ones_like(model.weight)
     ratio = lambda outputs, targets: (outputs.sum(), outputs.exp().sum())  # noqa: E731
-    with pytest.raises(ValueError, match=r"micro_batch must be None .*denominator depends"):
-        tc.backward(model, (inputs(), BITS), ratio, micro_batch=32)
-    assert (model.weight.grad == 1).all()  # nothing is lost
-    assert model.bias.grad is None
-    tc.backward(model, (inputs(), BITS), ratio)
+    for micro_batch in (32, None):
+        with pytest.raises(ValueError, match="two numbers that both depend on the model"):
+            tc.backward(model, (inputs(), BITS), ratio, micro_batch=micro_batch)
+        assert (model.weight.grad == 1).all()  # nothing is lost
+        assert model.bias.grad is None
 
 
 def test_a_loss_with_a_weight_for_each_sample_is_refused_when_cut():
@@ -433,10 +434,11 @@ def test_the_collate_fn_that_the_message_shows_works(items):
     model = linear()
     with pytest.raises(TypeError, match="must hold pairs") as caught:
         tc.train_one_epoch(model, DataLoader(items, 32), tc.cross_entropy, sgd(model))
-    shown = re.search(r"collate_fn=(lambda .*), with default_collate", str(caught.value)).group(1)
+    shown = textwrap.dedent(str(caught.value).partition("torch.utils.data:\n")[2])
     scope = {}
-    exec(f"from torch.utils.data import default_collate\ncollate = {shown}", scope)
-    loader = DataLoader(items, 32, collate_fn=scope["collate"])
+    exec(f"from torch.utils.data import default_collate\n{shown}", scope)
+    assert scope["as_pair"].__name__ == "as_pair"  # with a name, spawned workers can be sent it
+    loader = DataLoader(items, 32, collate_fn=scope["as_pair"])
     frozen = torch.optim.SGD(model.parameters(), lr=0.0)
     loss = tc.train_one_epoch(model, loader, tc.cross_entropy, frozen)
     assert loss == pytest.approx(F.cross_entropy(model(inputs()), IDS).item(), rel=1e-6)

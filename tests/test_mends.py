@@ -21,7 +21,7 @@ def three_classes(n=60):
 
 
 def test_a_model_that_was_cut_into_pieces_is_freed_with_its_run(monkeypatch):
-    monkeypatch.setattr("torchcls.pieces.cache_bytes", lambda: 2**20)
+    monkeypatch.setattr("torchcls.speed.pieces.cache_bytes", lambda: 2**20)
     images, targets = torch.randn(64, 3, 16, 16), torch.arange(64) % 3
     layers = nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
     model = nn.Sequential(*layers, nn.Linear(32 * 8 * 8, 3))

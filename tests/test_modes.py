@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from torchcls.modes import evaluating, training
+from torchcls.evaluation import evaluating
+from torchcls.run import training
 
 
 def model_with_frozen_norm():
@@ -40,10 +41,8 @@ def test_a_root_in_evaluation_mode_is_trained_as_a_whole():
     assert modes(model) == [False, False, False]
 
 
-def test_training_has_gradients_on_and_evaluating_has_them_off():
+def test_evaluating_has_gradients_off():
     model = nn.Linear(2, 2)
-    with torch.no_grad(), training(model):
-        assert torch.is_grad_enabled()
     with evaluating(model):
         assert not torch.is_grad_enabled()
         assert not model.training

@@ -50,196 +50,32 @@ def test_the_version_is_that_of_the_newest_heading_in_the_changelog():
 
 # --- one-way imports ------------------------------------------------------------------------
 
-DATA = {"data." + file.stem for file in (PACKAGE / "data").glob("*.py")} - {"data.__init__"}
-DATA |= {"arguments"}
-PUBLIC = {"torchcls"}  # the public names, as `import torchcls as tc` gives them
-
-# What each room may know of the package.
-MAY_KNOW = {
-    "version": set(),
-    "warn": set(),
-    "arguments": set(),
-    "functional": set(),
-    "metrics": set(),
-    "structure": set(),
-    "optim": set(),
-    "history": set(),
-    "plots": set(),
-    "hooks": set(),
-    "losses": {"functional", "hooks"},
-    "heads": {"functional", "losses"},
-    "averaging": {"losses", "structure"},
-    "device": {"structure"},
-    "modes": {"device"},
-    "checkpoint": set(),
-    "scorers": {"averaging", "metrics"},
-    "checks": {"checks.check", "checks.findings"},
-    "checks.findings": {"warn"},
-    "checks.graph": set(),
-    "checks.untouched": {"device"},
-    "checks.failure": {"checks.findings", "structure"},
-    "checks.finite": {"checks.findings", "checks.graph", "structure"},
-    "checks.training": {"checks.contract", "checks.findings", "checks.graph", "step"},
-    "checks.contract": {"checks.findings", "checks.graph", "heads", "losses", "step"},
-    "checks.scores": {
-        "checks.contract",
-        "checks.findings",
-        "checks.graph",
-        "heads",
-        "metrics",
-        "scorers",
-        "step",
-    },
-    "checks.sources": {
-        "checks.contract",
-        "checks.findings",
-        "data.batches",
-        "losses",
-        "step",
-    },
-    "checks.check": {
-        "averaging",
-        "checks.contract",
-        "checks.failure",
-        "checks.findings",
-        "checks.finite",
-        "checks.scores",
-        "checks.sources",
-        "checks.training",
-        "checks.untouched",
-        "device",
-        "loops",
-        "modes",
-        "scorers",
-        "step",
-        "structure",
-    },
-    "checks.preflight": {
-        "averaging",
-        "checks.check",
-        "checks.contract",
-        "checks.findings",
-        "checks.finite",
-        "checks.graph",
-        "checks.scores",
-        "checks.sources",
-        "checks.training",
-        "checks.untouched",
-        "losses",
-        "scorers",
-        "step",
-        "structure",
-    },
-    "data": DATA,
-    "data.batches": DATA,
-    "data.digits": DATA,
-    "data.folder": DATA,
-    "data.drawn": DATA,
-    "data.generators": DATA,
-    "data.idx": DATA,
-    "data.loaders": DATA,
-    "data.mnist": DATA,
-    "data.nearby": DATA,
-    "data.png": DATA,
-    "layers": {"hooks"},
-    "pieces": {"arguments", "averaging", "device", "layers", "structure"},
-    "precision": {"layers", "structure"},
-    "step": {"averaging", "layers", "pieces", "precision", "structure"},
-    "loops": {
-        "averaging",
-        "data.batches",
-        "data.loaders",
-        "device",
-        "modes",
-        "pieces",
-        "step",
-    },
-    "evaluation": {
-        "arguments",
-        "heads",
-        "averaging",
-        "device",
-        "loops",
-        "modes",
-        "pieces",
-        "precision",
-        "scorers",
-        "step",
-        "structure",
-    },
-    "keeper": {"checkpoint", "version", "warn"},
-    "checksum": set(),
-    "randomness": set(),
-    "held": {"checksum", "data.batches", "randomness"},
-    "replay": {"checksum", "data.batches", "data.loaders", "randomness"},
-    "resume": {
-        "checkpoint",
-        "checksum",
-        "data.batches",
-        "loops",
-        "losses",
-        "metrics",
-        "scorers",
-        "step",
-        "warn",
-    },
-    "display": {"history", "loops"},
-    "fit": {
-        "arguments",
-        "averaging",
-        "checks.findings",
-        "checks.preflight",
-        "data.nearby",
-        "device",
-        "display",
-        "evaluation",
-        "held",
-        "history",
-        "keeper",
-        "loops",
-        "modes",
-        "optim",
-        "pieces",
-        "precision",
-        "randomness",
-        "replay",
-        "resume",
-        "scorers",
-        "step",
-        "warn",
-    },
-    "task": PUBLIC,
-    "cli": PUBLIC | {"plots", "task"},
-    "__main__": {"cli"},
-    "torchcls": {
-        "checkpoint",
-        "checks",
-        "checks.check",  # which is the function here, as data.mnist is
-        "data",
-        "data.mnist",  # which is the function here: its file has the same name
-        "device",
-        "evaluation",
-        "fit",
-        "functional",
-        "heads",
-        "history",
-        "loops",
-        "metrics",
-        "optim",
-        "version",
-    },
+# Four floors (docs/reading-the-code.md): a file imports from its own floor or from one below, and
+# an attachment of floor 3 never another one. Folders count as one room.
+FLOORS = {
+    1: ("functional", "metrics", "heads", "batches", "averaging"),
+    2: ("device", "step", "loops", "evaluation", "history", "run"),
+    3: ("data", "speed", "preflight", "survival", "optim", "precision", "display"),
+    4: ("fit", "looking", "cli", "__main__", "torchcls"),
 }
+EVERYWHERE = {"version", "warn"}  # nine lines and one number
+# Lines with docstrings. Floors 1 and 2 are read by a newcomer in an hour; no file but functional
+# and metrics is longer than 500.
+BUDGETS = {
+    "preflight": 2700,
+    "survival": 1100,
+    "speed": 600,
+    "data": 1400,
+    "looking": 600,
+    "cli": 600,
+}
+FLOOR_OF = {room: number for number, rooms in FLOORS.items() for room in rooms}
 
 
 def room_of(file):
-    """``data.idx`` for data/idx.py, ``data`` for its __init__, ``torchcls`` for the top one."""
-    parts = file.relative_to(PACKAGE).with_suffix("").parts
-    if parts[-1] == "__init__":
-        parts = parts[:-1]
-    return ".".join(parts) or "torchcls"
-
-
-ROOMS = {room_of(file) for file in FILES}
+    """``data`` for data/idx.py, ``torchcls`` for the top __init__."""
+    first = file.relative_to(PACKAGE).with_suffix("").parts[0]
+    return "torchcls" if first == "__init__" else first
 
 
 def imports_of(source):
@@ -252,29 +88,46 @@ def imports_of(source):
             yield from (f"{module}:{alias.name}" for alias in node.names)
 
 
-def rooms_known_by(source, may_know):
-    """The rooms a source imports from; a public name is the package itself to who may know it."""
+def rooms_known_by(source):
+    """The rooms a source imports from; ``torchcls`` for the public names."""
     for name in imports_of(source):
         module, _, member = name.partition(":")
-        if module.split(".")[0] != "torchcls":
-            continue
-        room = module.removeprefix("torchcls").removeprefix(".")
-        if may_know >= PUBLIC and not room and member in {*tc.__all__, "__version__"}:
-            yield "torchcls"
-        elif f"{room}.{member}".lstrip(".") in ROOMS:  # from torchcls import heads
-            yield f"{room}.{member}".lstrip(".")
-        else:
-            yield room or "torchcls"
+        top, _, rest = module.partition(".")
+        if top == "torchcls":
+            inner = rest.partition(".")[0]
+            yield inner or (member if member in FLOOR_OF else "torchcls")
 
 
-def test_the_table_of_imports_names_every_file():
-    assert not ROOMS - set(MAY_KNOW), "say in MAY_KNOW what the new file may import"
+def test_every_file_has_its_floor():
+    assert {room_of(file) for file in FILES} - EVERYWHERE == set(FLOOR_OF)
 
 
-@pytest.mark.parametrize("file", FILES, ids=room_of)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
 def test_imports_point_one_way(file):
-    may_know = MAY_KNOW[room_of(file)]
-    assert set(rooms_known_by(file.read_text("utf-8"), may_know)) <= may_know
+    room = room_of(file)
+    known = set(rooms_known_by(file.read_text("utf-8"))) - {room} - EVERYWHERE
+    if room in EVERYWHERE:
+        assert not known
+        return
+    floor = FLOOR_OF[room]
+    assert not {other for other in known if FLOOR_OF[other] > floor}
+    if floor == 3:
+        assert not {other for other in known if FLOOR_OF[other] == 3}
+
+
+def test_no_two_rooms_of_a_floor_need_each_other():
+    known = {}
+    for file in FILES:
+        found = set(rooms_known_by(file.read_text("utf-8"))) - EVERYWHERE
+        known.setdefault(room_of(file), set()).update(found)
+    for room in set(FLOOR_OF) - {"torchcls", "cli", "__main__"}:
+        reached, left = set(), list(known[room] - {room})
+        while left:
+            other = left.pop()
+            if other not in reached:
+                reached.add(other)
+                left += known[other] - {other}
+        assert room not in reached, room
 
 
 @pytest.mark.parametrize(
@@ -285,27 +138,30 @@ def test_imports_point_one_way(file):
         ("import torchcls as tc", ["torchcls"]),
         ("from torchcls import heads, fit", ["heads", "fit"]),
         ("from torchcls import accuracy", ["torchcls"]),
-        ("from torchcls.data import Batches, idx", ["data", "data.idx"]),
-        ("from torchcls.data.idx import read_idx", ["data.idx"]),
-        ("def f():\n    from torchcls.fit import Run", ["fit"]),
+        ("from torchcls.data import Batches, idx", ["data", "data"]),
+        ("from torchcls.data.idx import read_idx", ["data"]),
+        ("def f():\n    from torchcls.fit import fit", ["fit"]),
         ("import torch, os.path", []),
     ],
 )
 def test_the_reader_of_imports_sees_every_form(source, rooms):
-    assert list(rooms_known_by(source, set())) == rooms
+    assert list(rooms_known_by(source)) == rooms
 
 
-def test_no_room_knows_a_room_that_knows_it():
-    for room, known in MAY_KNOW.items():
-        if room.startswith("data") or room in ("task", "cli", "__main__", "torchcls"):
-            continue
-        reached, left = set(), list(known)
-        while left:
-            other = left.pop()
-            if other not in reached:
-                reached.add(other)
-                left += MAY_KNOW[other]
-        assert room not in reached
+def lines(room):
+    path = PACKAGE / room
+    files = path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
+    return sum(len(file.read_text("utf-8").splitlines()) for file in files)
+
+
+@pytest.mark.parametrize("room", BUDGETS)
+def test_a_folder_keeps_to_its_budget(room):
+    assert lines(room) <= BUDGETS[room]
+
+
+def test_no_file_is_longer_than_five_hundred_lines():
+    long = {file.stem for file in FILES if len(file.read_text("utf-8").splitlines()) > 500}
+    assert long <= {"functional", "metrics"}
 
 
 @pytest.mark.parametrize("room", ["functional", "metrics"])

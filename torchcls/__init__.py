@@ -11,12 +11,10 @@
 """
 
 from torchcls import heads
-from torchcls.checkpoint import load_checkpoint, save_checkpoint
-from torchcls.checks import ContractError, Finding, check
 from torchcls.data import Batches, drawn_digits, image_folder, mnist
 from torchcls.device import select_device
-from torchcls.evaluation import Evaluation, Predictions, evaluate, predict
-from torchcls.fit import Run, epochs, fit
+from torchcls.evaluation import Evaluation, Predictions, predict
+from torchcls.fit import epochs, evaluate, fit
 from torchcls.functional import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -40,16 +38,21 @@ from torchcls.metrics import (
     top_k_accuracy,
 )
 from torchcls.optim import default_optimizer, one_cycle
+from torchcls.preflight import ContractError, Finding, check
+from torchcls.run import Rest, Run
+from torchcls.survival import DamagedError, load_checkpoint, save_checkpoint
 from torchcls.version import __version__ as __version__
 
 __all__ = [
     "Batches",
     "ContractError",
+    "DamagedError",
     "Evaluation",
     "Finding",
     "History",
     "Predictions",
     "Record",
+    "Rest",
     "Run",
     "accuracy",
     "backward",

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcls.losses import KnownLoss, may_be_changed, recognise, reduction_of
-from torchcls.structure import num_samples
+from torchcls.batches import num_samples
+from torchcls.heads import KnownLoss, may_be_changed, recognise, reduction_of
 
 Count = int | float | Tensor
 """How much a part counts: a number on the CPU; elsewhere a 0-d tensor, since reading it waits."""
@@ -22,36 +22,22 @@ Count = int | float | Tensor
 
 @dataclass(frozen=True)
 class Averaging:
-    """How one loss averages.
+    """How one loss averages."""
 
-    Attributes:
-        count: From targets to the denominator of their mean loss.
-        is_sum: Whether the loss is the numerator already (``reduction="sum"``). Training steps on
-            that sum, and it is reported per sample.
-        name: The loss's name in ``torch.nn.functional``; None for a loss of the user's own, or one
-            that somebody hooked into.
-        is_elementwise: Whether outputs and targets have one shape (BCE and MSE).
-        weights: Weights of elements that torch broadcasts against the targets.
-        numerator: From outputs and targets to the sum of the losses, where the mean times what it
-            counts is not that sum: label smoothing spreads a target whose class has weight 0 over
-            classes that have some, so a part may count nothing and still add to the loss. None
-            everywhere else.
-    """
-
-    count: Callable[[Any], Count]
-    is_sum: bool = False
-    name: str | None = None
-    is_elementwise: bool = False
-    weights: tuple[Tensor, ...] = ()
+    count: Callable[[Any], Count]  # from targets to the denominator of their mean loss
+    is_sum: bool = False  # is the numerator itself: stepped on as it is, reported per sample
+    name: str | None = None  # in torch.nn.functional; None for the user's own, or one with hooks
+    is_elementwise: bool = False  # outputs and targets have one shape (BCE and MSE)
+    weights: tuple[Tensor, ...] = ()  # of elements: torch broadcasts them against the targets
+    # From outputs and targets to the sum of the losses, where that is not the mean times what it
+    # counts: label smoothing spreads a target whose class has weight 0 over classes that have some,
+    # so a part may count nothing and still add to the loss. None everywhere else.
     numerator: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def may_be_cut(self, targets: Any) -> bool:
         """Whether the loss takes a piece of a batch: weights with a row for each sample do not."""
-        return all(
-            weight.ndim < targets.ndim or weight.shape[0] == 1
-            for weight in self.weights
-            if weight.ndim > 0
-        )
+        weights = [weight for weight in self.weights if weight.ndim > 0]
+        return all(weight.ndim < targets.ndim or weight.shape[0] == 1 for weight in weights)
 
     def share(self, count: Count, total: Count) -> Count:
         """What the loss of a part is multiplied by so that the parts add up to the whole."""
@@ -67,14 +53,9 @@ class Averaging:
 def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
     """Find how a loss averages over its targets.
 
-    Args:
-        loss_fn: Any callable ``(outputs, targets) -> loss``. One that torchcls does not know is
-            taken as a mean over samples, or as a sum where it is one of torch's and says so.
-
-    Raises:
-        TypeError: If ``loss_fn`` cannot be called, or is a loss class and not an instance.
-        ValueError: If ``loss_fn`` has ``reduction="none"``, one that torch does not know, or the
-            deprecated ``size_average`` or ``reduce``.
+    One that torchcls does not know is taken as a mean over samples, or as a sum where it is one of
+    torch's and says so. A TypeError names what is no loss function, a ValueError what cannot be
+    averaged: ``reduction="none"``, or the deprecated ``size_average`` and ``reduce``.
 
     Example:
         >>> loss_fn = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]))
@@ -103,33 +84,21 @@ def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
             f"loss_fn must reduce a batch to one number, got reduction={reduction!r}. "
             "Use reduction='mean'."
         )
-    is_sum = reduction == "sum"
+    is_sum, options = reduction == "sum", known.options
     if known.name in ("cross_entropy", "nll_loss"):  # their weights belong to classes
-        count: Callable[[Any], Count] = functools.partial(_count_classes, known=known)
-        numerator = None if is_sum else _smoothed_sum(known)
-        return Averaging(num_samples if is_sum else count, is_sum, trusted, numerator=numerator)
-    options = (known.options["weight"], known.options["pos_weight"])
-    weights = tuple(weight for weight in options if isinstance(weight, Tensor))
-    count = num_samples if is_sum else _count_elements
-    return Averaging(count, is_sum, trusted, is_elementwise=True, weights=weights)
+        ids = num_samples if is_sum else functools.partial(_count_classes, known=known)
+        return Averaging(ids, is_sum, trusted, numerator=None if is_sum else _smoothed_sum(known))
+    weights = [w for w in (options["weight"], options["pos_weight"]) if isinstance(w, Tensor)]
+    elements = num_samples if is_sum else lambda targets: _tensor(targets).numel()
+    return Averaging(elements, is_sum, trusted, is_elementwise=True, weights=tuple(weights))
 
 
 def _smoothed_sum(known: KnownLoss) -> Callable[[Tensor, Tensor], Tensor] | None:
-    options = known.options
-    weight, smoothing = options["weight"], options["label_smoothing"]
-    if not smoothing or not isinstance(weight, Tensor) or bool(weight.all()):
+    options = {name: known.options[name] for name in ("weight", "ignore_index", "label_smoothing")}
+    weight = options["weight"]
+    if not options["label_smoothing"] or not isinstance(weight, Tensor) or bool(weight.all()):
         return None
-    return functools.partial(
-        F.cross_entropy,
-        weight=weight,
-        ignore_index=options["ignore_index"],
-        label_smoothing=smoothing,
-        reduction="sum",
-    )
-
-
-def _count_elements(targets: Tensor) -> Count:
-    return int(_tensor(targets).numel())
+    return functools.partial(F.cross_entropy, reduction="sum", **options)
 
 
 def _count_classes(targets: Tensor, known: KnownLoss) -> Count:
@@ -137,9 +106,8 @@ def _count_classes(targets: Tensor, known: KnownLoss) -> Count:
         return targets.numel() // targets.shape[1] if targets.ndim > 1 else 1
     counted = targets.long() != known.options["ignore_index"]  # uint8 ids would wrap around
     weight = known.options["weight"]
-    if weight is None:
-        count = counted.count_nonzero()
-    else:
+    count = counted.count_nonzero()
+    if weight is not None:
         # In float64 where there is one: a float32 sum loses digits over a million targets.
         precise = weight if weight.device.type == "mps" else weight.double()
         picked = precise[torch.where(counted, targets, 0).long()]
@@ -159,20 +127,12 @@ def _tensor(targets: Any) -> Tensor:
 def one_loss(result: Any, count: Count) -> tuple[Tensor, Count]:
     """Read what a loss function returned: one number, or its own (numerator, denominator).
 
-    Returns:
-        The loss (0-d, with its graph), and what it counts: ``count``, or the denominator that came
-        with it. Where nothing counts the loss is 0 and its gradient to the parameters is 0 as well,
-        not the NaN of 0/0.
-
-    Raises:
-        TypeError: If the result is no tensor and no pair.
-        ValueError: If it holds more than one number.
+    Gives the loss (0-d, with its graph), and what it counts: ``count``, or the denominator that
+    came with it. A fraction over nothing is 0, and so is its gradient, not the NaN of 0/0.
     """
     if not is_fraction(result):
         return one_number(result), count
     numerator, denominator = fraction(result)
-    if denominator.device.type == "cpu":  # also a plain number beside an accelerator
-        return numerator / (denominator if denominator != 0 else 1), wide(denominator)
     return numerator / torch.where(denominator != 0, denominator, 1), wide(denominator)
 
 
@@ -184,11 +144,7 @@ def is_fraction(result: Any) -> bool:
 def fraction(result: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
     """Numerator and denominator as 0-d tensors, with their graphs."""
     if not all(isinstance(part, (Tensor, int, float)) for part in result):
-        kinds = " and ".join(type(part).__name__ for part in result)
-        raise TypeError(
-            "loss_fn must return one number as a tensor, or (numerator, denominator), "
-            f"got a pair of {kinds}."
-        )
+        raise _no_loss("a pair of " + " and ".join(type(part).__name__ for part in result))
     numerator, denominator = map(torch.as_tensor, result)
     if denominator.requires_grad:
         raise ValueError(
@@ -202,10 +158,7 @@ def fraction(result: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
 def one_number(result: Any) -> Tensor:
     """Check that a loss is one number; returns it as a 0-d tensor with its graph."""
     if not isinstance(result, Tensor):
-        raise TypeError(
-            "loss_fn must return one number as a tensor, or (numerator, denominator), "
-            f"got {type(result).__name__}."
-        )
+        raise _no_loss(type(result).__name__)
     if result.numel() != 1:
         raise ValueError(
             f"loss_fn must return one number for the batch, got shape {tuple(result.shape)}. "
@@ -214,78 +167,46 @@ def one_number(result: Any) -> Tensor:
     return result if result.ndim == 0 else result.reshape(())
 
 
+def _no_loss(got: str) -> TypeError:
+    law = "loss_fn must return one number as a tensor, or (numerator, denominator)"
+    return TypeError(f"{law}, got {got}.")
+
+
 class Sum:
-    """A running sum in which small terms are not lost, on any device.
+    """A running sum in which small terms are not lost: in float64, on the device of its terms.
 
-    In float64 where there is one: Python's floats on the CPU, a 0-d tensor elsewhere. A device
-    without it (mps) keeps in a second float32 what the additions of the first one rounded off.
-
-    Example:
-        >>> total = Sum()
-        >>> for term in torch.tensor([1e8, 1.0, 1.0, 1.0]):  # float32 steps by 8 up there
-        ...     total.add(term)
-        >>> total.value()
-        100000003.0
-
-    References:
-        Knuth, The Art of Computer Programming, vol. 2, section 4.2.2: the error of an addition.
+    A device without float64 (mps) keeps them, to be added up on the CPU when the sum is asked for.
     """
 
-    def __init__(self) -> None:
-        self._sum: Count = 0  # whole: int64 tensors on an accelerator add up as such
-        self._lost: Count = 0.0
+    def __init__(self, value: Count = 0) -> None:
+        self._sum = value
+        self._terms: list[Tensor] = []
 
     def add(self, term: Count) -> None:
         """Add a number, or a 0-d tensor; nothing waits for an accelerator."""
-        if isinstance(term, Tensor):
-            term = wide(term)
-        if isinstance(term, Tensor) and term.dtype == torch.float32:
-            self._add_float32(term)
+        term = wide(term) if isinstance(term, Tensor) else term
+        if isinstance(term, Tensor) and term.dtype != torch.float64:
+            self._terms.append(term)
         else:
             self._sum = self._sum + term
 
-    def _add_float32(self, term: Tensor) -> None:
-        rounded = term + self._sum
-        added = rounded - self._sum
-        lost = self._lost + ((self._sum - (rounded - added)) + (term - added))
-        total = rounded + lost  # what was lost before may count by now
-        is_finite = total.isfinite()  # infinity less infinity is no loss
-        self._sum = torch.where(is_finite, total, rounded)
-        self._lost = torch.where(is_finite, lost - (total - rounded), 0)
-
-    def state_dict(self) -> dict[str, Count]:
-        """The sum and what was rounded off."""
-        return {"sum": self._sum, "lost": self._lost}
-
-    def load_state_dict(self, state: dict[str, Count]) -> None:
-        """Go on adding to a sum; a tensor must lie where the terms do."""
-        self._sum, self._lost = state["sum"], state["lost"]
-
     def added(self) -> Count:
         """The sum where it lies."""
-        return self._sum + self._lost
+        return self._sum + sum(self._terms)
 
     def value(self) -> float:
         """The sum. Waits for an accelerator."""
-        return float(self._sum) + float(self._lost)
+        return float(self._sum) + sum(float(term) for term in self._terms)
 
 
 class Mean:
     """A weighted mean over batches: one sum divided by one sum, in float64.
 
-    Nothing waits for an accelerator until ``value`` is asked for.
-
-    Example:
-        >>> mean = Mean()
-        >>> mean.add(0.5, 16)
-        >>> mean.add(2.0, 4)
-        >>> mean.value()  # (0.5 * 16 + 2.0 * 4) / 20
-        0.8
+    To add waits for no accelerator, to ask does.
     """
 
     def __init__(self) -> None:
-        self._numerator = Sum()
-        self._denominator = Sum()
+        self._numerator, self._denominator = Sum(), Sum()
 
     def add(self, mean: Count, count: Count) -> None:
         """Add a part with mean ``mean``, as ``wide`` gives it, that counts ``count``."""
@@ -296,22 +217,20 @@ class Mean:
         self._numerator.add(numerator)
         self._denominator.add(count)
 
-    def state_dict(self) -> dict[str, dict[str, Count]]:
+    def state_dict(self) -> dict[str, float]:
         """Both sums."""
-        parts = {"numerator": self._numerator, "denominator": self._denominator}
-        return {name: part.state_dict() for name, part in parts.items()}
+        return {"numerator": self._numerator.value(), "denominator": self._denominator.value()}
 
-    def load_state_dict(self, state: dict[str, dict[str, Count]]) -> None:
-        """Go on with both sums; tensors must lie where the parts do."""
-        self._numerator.load_state_dict(state["numerator"])
-        self._denominator.load_state_dict(state["denominator"])
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on with both sums."""
+        self._numerator, self._denominator = Sum(state["numerator"]), Sum(state["denominator"])
 
     def counted(self) -> float:
-        """What all parts count together. Waits for an accelerator."""
+        """What all parts count together."""
         return self._denominator.value()
 
     def value(self) -> float:
-        """The mean of all parts; NaN when nothing counted. Waits for an accelerator."""
+        """The mean of all parts; NaN when nothing counted."""
         denominator = self._denominator.value()
         return self._numerator.value() / denominator if denominator else float("nan")
 
@@ -320,8 +239,5 @@ def wide(number: Tensor) -> Count:
     """A 0-d tensor without its graph, to add up: a number on the CPU, else wide where it lies."""
     number = number.detach()
     if number.device.type == "cpu":
-        plain: int | float = number.item()
-        return plain
-    if not number.is_floating_point():
-        return number.long()
-    return number.float() if number.device.type == "mps" else number.double()
+        return number.item()
+    return number if number.device.type == "mps" else number.double()

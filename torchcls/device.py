@@ -1,13 +1,14 @@
-"""Which device to work on, and taking a batch there."""
+"""Which device to work on, and taking a model there."""
 
 import os
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.optim import Optimizer
 
-from torchcls.structure import mapped
+from torchcls.batches import device_of
+
+Device = str | torch.device | None
 
 
 def select_device(preferred: str | torch.device | None = None) -> torch.device:
@@ -63,48 +64,41 @@ def _accelerator() -> str:
     return accelerator.type
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model is: the device of its first parameter or buffer; the CPU if it has none."""
-    for tensors in (model.parameters(), model.buffers()):
-        for tensor in tensors:
-            return tensor.device
-    return torch.device("cpu")
+def random_state(device: torch.device) -> Tensor | None:
+    """Where the random generator of an accelerator stands; None on the CPU."""
+    if device.type == "cpu":
+        return None
+    state: Tensor = torch.get_device_module(device).get_rng_state(*_which(device))
+    return state
 
 
-def to_device(structure: Any, device: torch.device) -> Any:
-    """Take every tensor of a nested structure to a device; anything else is left as it is.
+def set_random_state(state: Tensor | None, device: torch.device) -> None:
+    """Put the generator of an accelerator back; nothing to do where there is no state or no one."""
+    if state is not None and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state, *_which(device))
 
-    A batch that is there already is returned without a copy. Nothing waits for an accelerator: on
-    the way to CUDA a tensor goes through pinned memory, so the copy overlaps with what the
-    device is doing.
 
-    Example:
-        >>> to_device({"ids": torch.zeros(2), "names": ["a", "b"]}, torch.device("cpu"))
-        {'ids': tensor([0., 0.]), 'names': ['a', 'b']}
+def _which(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "mps" else (device,)  # there is one mps only
+
+
+def place(model: nn.Module, device: Device, *, optimizer: Optimizer | None = None) -> torch.device:
+    """Take the model and its optimizer's state to a device.
+
+    ``module.to`` keeps its parameters' identity, so an optimizer built before still holds them;
+    only what it remembers about them (momentum) has to follow.
     """
-
-    def moved(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            here = leaf.device
-        elif isinstance(leaf, PackedSequence):
-            here = leaf.data.device
-        else:
-            return leaf
-        if here == device:
-            return leaf
-        if device.type == "cuda" and here.type == "cpu" and _may_be_pinned(leaf):
-            leaf = leaf.pin_memory()
-        return leaf.to(device, non_blocking=True)
-
-    return mapped(moved, structure, _is_packed)
+    place = device_of(model) if device is None else select_device(device)
+    if device is not None:
+        model.to(place)
+    if optimizer is not None and _is_elsewhere(optimizer):
+        optimizer.load_state_dict(optimizer.state_dict())  # casts every state to its parameter
+    return place
 
 
-def _may_be_pinned(leaf: Any) -> bool:
-    """Not what is pinned already, and no expanded tensor, whose places in memory are shared."""
-    tensor = leaf.data if isinstance(leaf, PackedSequence) else leaf
-    return tensor.is_contiguous() and not tensor.is_pinned()
-
-
-def _is_packed(structure: Any) -> bool:
-    """Whether this moves itself: a packed sequence's ``batch_sizes`` have to stay on the CPU."""
-    return isinstance(structure, PackedSequence)
+def _is_elsewhere(optimizer: Optimizer) -> bool:
+    return any(
+        isinstance(value, Tensor) and value.ndim > 0 and value.device != parameter.device
+        for parameter, state in optimizer.state.items()
+        for value in state.values()
+    )

@@ -1,27 +1,43 @@
 """Evaluation and prediction: a pass over the data that leaves the model as it was found."""
 
 import csv
+import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from torchcls import heads
-from torchcls.arguments import check_whole_number
 from torchcls.averaging import Mean, averaging_of, fraction, is_fraction, one_loss, wide
-from torchcls.device import to_device
-from torchcls.loops import Device, loss_on, pairs, place
-from torchcls.modes import evaluating
-from torchcls.pieces import Pieces, pieces_for
-from torchcls.precision import Precision
-from torchcls.scorers import Metrics, named_metrics, plain, scorer_for
-from torchcls.step import Loss, zero_where_nothing_counts
-from torchcls.structure import mapped, num_samples, split
+from torchcls.batches import (
+    Pair,
+    check_whole_number,
+    device_of,
+    mapped,
+    num_samples,
+    pairs,
+    split,
+    to_device,
+)
+from torchcls.device import Device, place, random_state, set_random_state
+from torchcls.metrics import counts_behind
+from torchcls.step import Loss, Pieces, Precision, loss_on, zero_where_nothing_counts
 
-Look = Callable[[int, float, tuple[Any, Any], Any], None]
+Metrics = Sequence[Any] | Mapping[str, Any]
+
+
+class Look(Protocol):
+    """Who looks at the batches of a validation as they pass."""
+
+    def at_valid(self, number: int, loss: float, batch: Pair, outputs: Any) -> None:
+        """Called with the number of each batch, its loss, the batch and the outputs."""
+
+    def explain(self, failure: Exception, batch: Any) -> None:
+        """Raise an error that says more than what the model or the loss raised on a batch."""
 
 
 @dataclass(frozen=True)
@@ -40,105 +56,78 @@ class Evaluation:
     n: int
 
 
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    loss_fn: Loss | None = None,
-    metrics: Metrics = (),
-    device: Device = None,
-) -> Evaluation:
-    """Measure a model on every batch: exact over the whole split, however it is cut.
-
-    The model is evaluated in evaluation mode and without gradients. Modes, gradients, grad mode and
-    torch's random state are as before afterwards, also when the model raises. On a CPU a large
-    batch goes through a ``Sequential`` of torch's own layers in pieces that fit into the cache,
-    which changes its outputs by rounding at most.
-
-    Args:
-        model: Any module.
-        batches: Any iterable of pairs (inputs, targets).
-        loss_fn: Called as ``loss_fn(outputs, targets)``, or None for no loss.
-        metrics: A list (named by ``__name__``) or a dict of names. The metrics of torchcls, plain
-            or as ``functools.partial``, are counted batch by batch and divided once. An object with
-            ``update``, ``compute`` and ``reset`` is reset, fed and asked. Any other function is
-            called once with the outputs and targets of the whole split.
-        device: Where to work; the model is taken there. None stays where the model is.
-
-    Returns:
-        An ``Evaluation`` with ``.loss``, ``.metrics`` and ``.n``.
-
-    Raises:
-        TypeError, ValueError: If ``batches`` is empty or holds something else than pairs, if two
-            metrics share a name, or for the reasons that the loss and the metrics have.
-
-    Example:
-        >>> from torchcls.metrics import accuracy
-        >>> model = nn.Identity()
-        >>> batches = [(torch.eye(2), torch.tensor([0, 1])), (torch.eye(2)[:1], torch.tensor([1]))]
-        >>> evaluate(model, batches, metrics=[accuracy])  # 2 of 3, not the mean of 2/2 and 0/1
-        Evaluation(loss=None, metrics={'accuracy': 0.6666666666666666}, n=3)
-    """
-    named_metrics(metrics)  # what is wrong with these shall show before anything is moved
-    if loss_fn is not None:
-        averaging_of(loss_fn)
-    device = place(model, device)
-    return measure(model, batches, loss_fn, metrics, device, pieces_for(model, "auto"), Precision())
-
-
 def measure(
     model: nn.Module,
     batches: Iterable[Any],
     loss_fn: Loss | None,
     metrics: Metrics,
     device: torch.device,
-    pieces: Pieces,
-    precision: Precision,
+    *,
+    pieces: Pieces | None = None,
+    precision: Precision | None = None,
     look: Look | None = None,
+    name: str = "batches",
 ) -> Evaluation:
-    """Do what ``evaluate`` says, on checked arguments.
+    """Do what ``tc.evaluate`` says, on checked arguments, with the model on ``device``.
 
-    Args:
-        model: The model.
-        batches: The batches.
-        loss_fn: The loss, or None.
-        metrics: The metrics.
-        device: Where all of it is.
-        pieces: How the forward of a batch is cut.
-        precision: What the model runs in.
-        look: Called with the number of each batch, its loss, the batch and the outputs, where the
-            loss is a number: on the CPU.
+    ``pieces`` cuts the forward of a batch (None: whole) and ``precision`` runs it (None: float32).
+    ``look`` sees the batches whose loss is a number, on the CPU; errors call the batches ``name``.
     """
-    if loss_fn is not None:
-        loss_fn = loss_on(loss_fn, device)
+    pieces, precision = pieces or Pieces(model), precision or Precision()
+    loss_fn = None if loss_fn is None else loss_on(loss_fn, device)
     averaging = None if loss_fn is None else averaging_of(loss_fn)
-    scorers = {name: scorer_for(metric) for name, metric in named_metrics(metrics).items()}
-    for scorer in scorers.values():
-        scorer.start(device)
-    mean, n = Mean(), 0
-    with evaluating(model):
-        pieces.renew()
-        for number, batch in enumerate(pairs(batches, "batches")):
-            inputs, targets = to_device(batch, device)
-            outputs = precision.outputs(pieces.outputs, inputs)
-            if loss_fn is not None and averaging is not None:
-                result = loss_fn(outputs, targets)
-                if number == 0 and is_fraction(result):
-                    _check_denominator(loss_fn, outputs, targets)
-                loss, count = one_loss(result, averaging.count(targets))
-                loss = zero_where_nothing_counts(loss, outputs, count)
-                reported = wide(averaging.reported(loss, count))
-                if averaging.numerator is None:
-                    mean.add(reported, count)
-                else:
-                    mean.add_sum(wide(averaging.numerator(outputs, targets)), count)
-                if look is not None and not isinstance(reported, Tensor):
-                    look(number, reported, (inputs, targets), outputs)
-            for scorer in scorers.values():
-                scorer.add(outputs, targets)
-            n += num_samples(targets)
-        values = {name: plain(scorer.value()) for name, scorer in scorers.items()}
+    scorers = {name: _scorer(metric, device) for name, metric in named_metrics(metrics).items()}
+    mean, n, batch = Mean(), 0, None
+    try:
+        with evaluating(model):
+            pieces.renew()
+            for number, batch in enumerate(pairs(batches, name)):
+                inputs, targets = batch = to_device(batch, device)
+                outputs = precision.outputs(pieces.outputs, inputs)
+                if loss_fn is not None and averaging is not None:
+                    result = loss_fn(outputs, targets)
+                    if number == 0 and is_fraction(result):
+                        _check_denominator(loss_fn, outputs, targets)
+                    loss, count = one_loss(result, averaging.count(targets))
+                    loss = zero_where_nothing_counts(loss, outputs, count)
+                    reported = wide(averaging.reported(loss, count))
+                    if averaging.numerator is None:
+                        mean.add(reported, count)
+                    else:
+                        mean.add_sum(wide(averaging.numerator(outputs, targets)), count)
+                    if look is not None and not isinstance(reported, Tensor):
+                        look.at_valid(number, reported, batch, outputs)
+                for add, _ in scorers.values():
+                    add(outputs, targets)
+                n += num_samples(targets)
+                batch = None  # what the source raises next is no fault of this one
+            values = {name: _as_number(value()) for name, (_, value) in scorers.items()}
+    except Exception as failure:
+        if look is not None:
+            look.explain(failure, batch)
+        raise
     return Evaluation(None if loss_fn is None else mean.value(), values, n)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, without gradients, for as long as the context lasts.
+
+    Not ``inference_mode``: a tensor that a model caches may take part in a later backward pass. The
+    random state of torch is put back too, since a mere ``iter`` of a DataLoader moves it.
+    """
+    found = [(module, module.training) for module in model.modules()]
+    device = device_of(model)
+    states = torch.get_rng_state(), random_state(device)
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        torch.set_rng_state(states[0])
+        set_random_state(states[1], device)
+        for module, mode in found:
+            module.training = mode
 
 
 def _check_denominator(loss_fn: Loss, outputs: Any, targets: Any) -> None:
@@ -172,10 +161,7 @@ class Predictions:
 
     @property
     def predicted(self) -> Tensor:
-        """What the outputs say y is: class ids (n,), or 0 and 1 in the shape of the outputs.
-
-        -1 where a row holds NaN, which decides nothing.
-        """
+        """What the outputs say y is, as ``heads.decisions`` gives it; -1 where a row holds NaN."""
         return heads.decisions(self.outputs, self._loss("predicted"))
 
     def to_csv(
@@ -183,9 +169,9 @@ class Predictions:
     ) -> None:
         """Write one row for each sample: outputs, probabilities, predicted class, target.
 
-        Columns are ``output`` and ``probability`` (numbered from 0 where there are several),
-        ``predicted`` and, where targets are known, ``target``. Floats are written so that reading
-        gives the same float32 back.
+        Columns are ``output`` and ``probability`` (numbered from 0 where there are several; no
+        probability for ``mse_loss``), ``predicted`` and, where targets are known, ``target``.
+        Floats are written so that reading gives the same float32 back.
 
         Args:
             path: The file to write.
@@ -196,43 +182,36 @@ class Predictions:
                 or ``classes`` stands beside predictions that are no class ids.
         """
         if self.outputs.ndim > 2:
-            raise ValueError(
-                f"outputs must have shape (n,) or (n, k) for a CSV file, "
-                f"got {tuple(self.outputs.shape)}."
-            )
-        columns = _columns("output", self.outputs) | _columns("probability", self.probabilities)
-        for name, values in (("predicted", self.predicted), ("target", self.targets)):
-            if values is None:
-                continue
-            if classes is not None and values[:1].numel() > 1:
+            shape = tuple(self.outputs.shape)
+            raise ValueError(f"outputs must have shape (n,) or (n, k) for a CSV file, got {shape}.")
+        tables = {"output": self.outputs}
+        if heads.has_probabilities(self._loss("probabilities")):
+            tables["probability"] = self.probabilities
+        tables["predicted"] = self.predicted
+        if self.targets is not None:
+            tables["target"] = self.targets
+        header: list[str] = []
+        columns: list[list[object]] = []
+        for name, values in tables.items():
+            names = classes if name in ("predicted", "target") else None
+            if names is not None and values[:1].numel() > 1:
                 raise ValueError(
                     f"classes must name class ids, got {name} of shape {tuple(values.shape)}. "
                     "Leave classes out."
                 )
-            columns |= _columns(name, values, classes)
+            parts = values.reshape(len(values), -1).unbind(1)
+            header += [name] if len(parts) == 1 else [f"{name}_{i}" for i in range(len(parts))]
+            columns += [[_cell(value, names) for value in part.tolist()] for part in parts]
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
+            writer.writerow(header)
+            writer.writerows(zip(*columns, strict=True))
 
     def _loss(self, name: str) -> Loss:
         if self._loss_fn is None:
-            raise ValueError(
-                f".{name} needs the loss, which names the activation. "
-                "Call predict(model, data, loss_fn=...)."
-            )
+            remedy = "Call predict(model, data, loss_fn=...)."
+            raise ValueError(f".{name} needs the loss, which names the activation. {remedy}")
         return self._loss_fn
-
-
-def _columns(
-    name: str, values: Tensor, classes: Sequence[object] | None = None
-) -> dict[str, list[object]]:
-    columns = values.reshape(len(values), -1).unbind(1)
-    names = [name] if len(columns) == 1 else [f"{name}_{i}" for i in range(len(columns))]
-    return {
-        name: [_cell(value, classes) for value in column.tolist()]
-        for name, column in zip(names, columns, strict=True)
-    }
 
 
 def _cell(value: float, classes: Sequence[object] | None) -> object:
@@ -250,7 +229,7 @@ def predict(
     batch_size: int = 256,
     device: Device = None,
 ) -> Predictions:
-    """Run a model over data and keep what it says of every sample, in order.
+    """Run a model over data and keep, on the CPU, what it says of every sample, in order.
 
     Modes, gradients, grad mode and torch's random state are as before afterwards.
 
@@ -262,10 +241,6 @@ def predict(
             into probabilities and decisions. Without it ``.outputs`` is all there is.
         batch_size: Samples at a time, where ``data`` is a tensor.
         device: Where to work; the model is taken there. None stays where the model is.
-
-    Returns:
-        ``Predictions`` with ``.outputs``, ``.probabilities``, ``.predicted``, ``.targets`` and
-        ``.to_csv(path)``.
 
     Raises:
         TypeError: If the model's outputs are no tensor, or ``data`` holds other than pairs.
@@ -279,36 +254,97 @@ def predict(
     """
     check_whole_number("batch_size", batch_size, at_least=1)
     device = place(model, device)
-    outputs: list[Tensor] = []
-    targets: list[Tensor] = []
+    outputs, targets = [], []
     with evaluating(model):
-        for inputs, target in _inputs_and_targets(data, batch_size):
+        if isinstance(data, Tensor):
+            batches: Iterator[Pair] = ((inputs, None) for inputs in split(data, batch_size))
+        else:
+            batches = pairs(data, "data")
+        for inputs, target in batches:
             output = model(to_device(inputs, device))
-            if not isinstance(output, Tensor):
-                raise TypeError(
-                    f"the model's outputs must be one tensor, got {type(output).__name__}. "
-                    "Wrap the model so that it returns the one to keep."
-                )
-            outputs.append(output)
+            remedy = "Wrap the model so that it returns the one to keep."
+            outputs.append(_kept(output, "the model's outputs must be one tensor", remedy))
             if target is not None:
-                if not isinstance(target, Tensor):
-                    raise TypeError(
-                        f"targets must be one tensor to be kept, got {type(target).__name__}. "
-                        "Predict on the inputs alone."
-                    )
-                targets.append(target)
-        # One wait for an accelerator, at the end.
-        return Predictions(
-            torch.cat(outputs).cpu(), torch.cat(targets).cpu() if targets else None, loss_fn
-        )
-
-
-def _inputs_and_targets(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
-    if not isinstance(data, Tensor):
-        yield from pairs(data, "data")
-        return
-    pieces = split(data, batch_size)
-    if not pieces:
+                law = "targets must be one tensor to be kept"
+                targets.append(_kept(target, law, "Predict on the inputs alone."))
+    if not outputs:
         raise ValueError(f"data must hold at least one sample, got shape {tuple(data.shape)}.")
-    for inputs in pieces:
-        yield inputs, None
+    return Predictions(torch.cat(outputs), torch.cat(targets) if targets else None, loss_fn)
+
+
+def _kept(value: Any, law: str, remedy: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{law}, got {type(value).__name__}. {remedy}")
+    return value.cpu()  # waits for an accelerator, whose memory need not hold a whole split
+
+
+# ------------------------------------------------------------------ metrics over a split
+
+
+def named_metrics(metrics: Metrics) -> dict[str, Any]:
+    """Give every metric a name: the keys of a dict, else ``__name__``, else the class's name.
+
+    Raises:
+        TypeError: If ``metrics`` is no list and no dict, or holds what is no metric.
+        ValueError: If two metrics share a name.
+
+    Example:
+        >>> from torchcls.metrics import accuracy
+        >>> list(named_metrics([accuracy])), list(named_metrics({"acc": accuracy}))
+        (['accuracy'], ['acc'])
+    """
+    if callable(metrics) or not isinstance(metrics, (Mapping, Sequence)):
+        raise TypeError(f"metrics must be a list or a dict, got {metrics!r}. Write [metric].")
+    items = metrics.items() if isinstance(metrics, Mapping) else ((_name(m), m) for m in metrics)
+    named: dict[str, Any] = {}
+    for name, metric in items:
+        if isinstance(metric, type) or not (callable(metric) or is_object(metric)):
+            raise TypeError(
+                "metrics must hold functions of (outputs, targets) or objects with update, "
+                f"compute and reset, got {metric!r}."
+            )
+        if name in named:
+            raise ValueError(
+                f"metrics must have names of their own, got {name!r} twice. "
+                "Name them with a dict: metrics={'name': metric, ...}."
+            )
+        named[name] = metric
+    return named
+
+
+def _name(metric: Any) -> str:
+    if isinstance(metric, functools.partial):
+        return _name(metric.func)
+    return str(getattr(metric, "__name__", None) or type(metric).__name__)
+
+
+def is_object(metric: Any) -> bool:
+    """Whether a metric is an object that is fed and asked, as torchmetrics has them."""
+    return all(callable(getattr(metric, name, None)) for name in ("update", "compute", "reset"))
+
+
+def _scorer(
+    metric: Any, device: torch.device
+) -> tuple[Callable[[Any, Any], object], Callable[[], Any]]:
+    """How a metric is taken over a split: what is fed each batch, and what gives the value then."""
+    counts = counts_behind(metric)
+    if counts is not None:  # one of ours: counts are added, and divided once
+        mean = Mean()
+        return lambda outputs, targets: mean.add_sum(*counts(outputs, targets)), mean.value
+    if is_object(metric):
+        if callable(getattr(metric, "to", None)):
+            metric.to(device)
+        metric.reset()
+        return metric.update, metric.compute
+    kept: list[tuple[Tensor, Tensor]] = []  # any other function: only the whole split is exact
+
+    def keep(outputs: Any, targets: Any) -> None:
+        law = f"the metric {_name(metric)!r} must get tensors to be called on the whole split"
+        remedy = "Use an object with update, compute and reset."
+        kept.append((_kept(outputs, law, remedy), _kept(targets, law, remedy)))
+
+    return keep, lambda: metric(*map(torch.cat, zip(*kept, strict=True)))
+
+
+def _as_number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value

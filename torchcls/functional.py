@@ -5,19 +5,18 @@ gives torch's values, gradients and second gradients. What all of them share:
 
 * Losses are in nats. float16 and bfloat16 are computed in float32 and rounded once, at the end;
   under autocast the losses stay float32, as torch's do.
-* ``reduction`` is "none" (a loss per sample or element), "sum" or "mean". The mean of nothing is
-  NaN, as in torch.
-* Shapes and dtypes are always checked (ValueError, TypeError); values on CPU tensors only, so that
-  nothing waits for an accelerator.
+* ``reduction`` is "none" (a loss per sample or element), "sum" or "mean" (0-d, both). The mean of
+  nothing is NaN, as in torch. A loss has the dtype of its first argument if nothing else is said.
+* A TypeError says that an argument is of the wrong kind or dtype, a ValueError that a shape or a
+  value does not fit, where torch often has RuntimeError or IndexError. Values are read on the CPU
+  only: nothing waits for an accelerator.
 * Positions and keywords are torch's, without the deprecated ``size_average`` and ``reduce``.
 
 This file needs torch alone and can be copied out.
 """
 
-import functools
 import warnings
-from collections.abc import Callable
-from typing import Any, SupportsIndex, TypeVar, cast
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -30,30 +29,18 @@ def softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
 
         softmax(x)[c] = exp(x[c] - m) / sum_k exp(x[k] - m)    with m = max_k x[k]
 
-    Subtracting the maximum changes nothing mathematically and keeps exp from overflowing. A score
-    of -inf has probability 0; a slice holding NaN or +inf, or nothing but -inf, is all NaN.
+    The shift changes nothing mathematically and keeps exp from overflowing (Blanchard, Higham and
+    Higham, IMA J. Numer. Anal. 41, 2021). A score of -inf has probability 0; a slice holding NaN or
+    +inf, or nothing but -inf, is all NaN.
 
-    Args:
-        x: Scores, floating point unless ``dtype`` is given, any shape.
-        dim: The dimension that sums to 1.
-        dtype: Cast ``x`` to this floating dtype first.
-
-    Returns:
-        Values in [0, 1] of the shape of ``x``, in ``dtype`` or else the dtype of ``x``.
-
-    Raises:
-        TypeError: If ``x`` (after the cast) is not floating point or ``dim`` is no integer.
-        IndexError: If ``x`` has no dimension ``dim``.
+    Takes floating point (or what ``dtype`` casts to it first) of any shape; gives values in [0, 1]
+    of the same shape and dtype. A ``dim`` that ``x`` does not have is an IndexError.
 
     Example:
         >>> softmax(torch.tensor([-2.0, -2.0, 0.0]), dim=0)  # e^-2 = 0.1353; 0.1353 / 1.2707
         tensor([0.1065, 0.1065, 0.7870])
 
     Differs from torch: ``dim`` is required.
-
-    References:
-        Blanchard, Higham and Higham, "Accurately computing the log-sum-exp and softmax functions",
-        IMA J. Numer. Anal. 41 (2021).
     """
     shifted, dtype = _shift_by_maximum(x, dim, dtype)
     exponentials = shifted.exp()
@@ -65,23 +52,11 @@ def log_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
 
         log_softmax(x)[c] = x[c] - m - log(sum_k exp(x[k] - m))    with m = max_k x[k]
 
-    Args:
-        x: Scores, floating point unless ``dtype`` is given, any shape.
-        dim: The dimension whose exponentials sum to 1.
-        dtype: Cast ``x`` to this floating dtype first.
-
-    Returns:
-        Values in [-inf, 0] of the shape of ``x``, in ``dtype`` or else the dtype of ``x``.
-
-    Raises:
-        TypeError: If ``x`` (after the cast) is not floating point or ``dim`` is no integer.
-        IndexError: If ``x`` has no dimension ``dim``.
+    Values lie in [-inf, 0]. All else is as in ``softmax``.
 
     Example:
         >>> log_softmax(torch.tensor([0.0, 0.0, -1000.0]), dim=0)  # -log 2, -log 2, -1000 - log 2
         tensor([-6.9315e-01, -6.9315e-01, -1.0007e+03])
-
-    Differs from torch: ``dim`` is required.
     """
     shifted, dtype = _shift_by_maximum(x, dim, dtype)
     return (shifted - shifted.exp().sum(dim, keepdim=True).log()).to(dtype)
@@ -92,17 +67,9 @@ def sigmoid(x: Tensor) -> Tensor:
 
         sigmoid(x) = 1 / (1 + exp(-x)) = exp(x) / (1 + exp(x))
 
-    The first form is used for x >= 0 and the second below, so exp never overflows.
-
-    Args:
-        x: Logits of any shape; floating point or complex. Integers and bools are converted to the
-            default dtype.
-
-    Returns:
-        Values in [0, 1] (for real ``x``) of the shape of ``x``.
-
-    Raises:
-        TypeError: If ``x`` is not a tensor.
+    The first form is used for x >= 0 and the second below, so exp never overflows. Takes a tensor
+    (else TypeError) of any shape, floating point or complex; integers and bools become the default
+    dtype. Gives values of the same shape, in [0, 1] for real ``x``.
 
     Example:
         >>> sigmoid(torch.tensor([0.0, 2.0, -1000.0]))  # 1 / 2, 1 / (1 + 0.1353), e^-1000
@@ -111,7 +78,7 @@ def sigmoid(x: Tensor) -> Tensor:
     Differs from torch: complex numbers far left of 0 give 0, not NaN.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}.")
+        raise _wrong_kind("x", "be a tensor", x)
     if not (x.is_floating_point() or x.is_complex()):
         x = x.to(torch.get_default_dtype())
     wide = _widen(x)
@@ -124,14 +91,8 @@ def log_sigmoid(x: Tensor) -> Tensor:
 
         log_sigmoid(x) = -log(1 + exp(-x)) = min(x, 0) - log(1 + exp(-|x|))
 
-    Args:
-        x: Logits, floating point, any shape.
-
-    Returns:
-        Values in [-inf, 0] of the shape and dtype of ``x``.
-
-    Raises:
-        TypeError: If ``x`` is not floating point.
+    Takes floating point of any shape (else TypeError); gives values in [-inf, 0] of the same shape
+    and dtype.
 
     Example:
         >>> log_sigmoid(torch.tensor([0.0, 2.0, -1000.0]))  # -log 2, log 0.8808, -1000
@@ -149,30 +110,16 @@ def one_hot(targets: Tensor, num_classes: int = -1) -> Tensor:
 
         one_hot(targets)[..., c] = 1 if targets[...] == c else 0
 
-    Args:
-        targets: Class ids, int64, any shape, each in [0, num_classes - 1].
-        num_classes: Length C of a row; -1 takes the largest id plus one (which waits for an
-            accelerator).
-
-    Returns:
-        An int64 tensor of the shape of ``targets`` followed by C.
-
-    Raises:
-        TypeError: If ``targets`` is not int64 or ``num_classes`` is no integer.
-        ValueError: If a class id is out of range (CPU only), or ``targets`` is empty and
-            ``num_classes`` is not positive.
+    Takes ids in [0, C - 1], int64 of any shape; ``num_classes`` is C, or -1 for the largest id plus
+    one (which waits for an accelerator, and is a ValueError where ``targets`` is empty). Gives
+    int64 of the shape of ``targets`` followed by C.
 
     Example:
         >>> one_hot(torch.tensor([2, 0]), num_classes=3)
         tensor([[0, 0, 1],
                 [1, 0, 0]])
-
-    Differs from torch: errors are TypeError and ValueError, not RuntimeError.
     """
-    if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
-        raise TypeError(
-            f"targets must be int64 class ids, got {_kind(targets)}. Use targets.long()."
-        )
+    _check_id_dtype(targets)
     _check_integer("num_classes", num_classes)
     if targets.numel() == 0 and num_classes <= 0:
         raise ValueError(
@@ -181,37 +128,14 @@ def one_hot(targets: Tensor, num_classes: int = -1) -> Tensor:
         )
     if num_classes == -1:
         num_classes = int(targets.max()) + 1
-    _check_values(
-        "targets",
-        targets,
-        (targets >= 0) & (targets < num_classes),
-        f"class ids in [0, {num_classes - 1}]",
-    )
+    _check_id_range(targets, num_classes)
     classes = torch.arange(num_classes, device=targets.device)  # (C,)
     return (targets.unsqueeze(-1) == classes).to(torch.int64)
 
 
 # --------------------------------------------------------------------------- one class out of C
 
-_Loss = TypeVar("_Loss", bound=Callable[..., Tensor])
 
-
-def _float32_under_autocast(loss: _Loss) -> _Loss:
-    """Let a loss see half-precision arguments as float32 where autocast is on, as torch's do."""
-
-    def widen(x: Any) -> Any:
-        if not isinstance(x, Tensor) or not torch.amp.is_autocast_available(x.device.type):
-            return x
-        return _widen(x) if torch.is_autocast_enabled(x.device.type) else x
-
-    @functools.wraps(loss)
-    def wide_loss(*args: Any, **kwargs: Any) -> Tensor:
-        return loss(*map(widen, args), **{name: widen(value) for name, value in kwargs.items()})
-
-    return cast(_Loss, wide_loss)
-
-
-@_float32_under_autocast
 def nll_loss(
     log_probs: Tensor,
     targets: Tensor,
@@ -222,28 +146,17 @@ def nll_loss(
 ) -> Tensor:
     """Negative log-likelihood of the true classes, given log-probabilities, in nats.
 
-    For a sample n whose target is y,
-
-        loss[n] = -weight[y] * log_probs[n, y]
+        loss[n] = -weight[y[n]] * log_probs[n, y[n]]    with y[n] the target of sample n
         mean    = sum_n loss[n] / sum_n weight[y[n]]    over the samples that are not ignored
 
     Args:
         log_probs: Log-probabilities, floating point, shape (N, C), (N, C, d1, ...) or, for one
             sample, (C,).
-        targets: Class ids, int64 (or uint8, without extra dimensions), shape (N,), (N, d1, ...) or
-            (), each in [0, C - 1] or equal to ``ignore_index``.
-        weight: One weight per class, shape (C,), dtype of ``log_probs``; all 1 by default.
-        ignore_index: A sample with this target has loss 0, no gradient, and is left out of the
-            mean's denominator.
-        reduction: "none", "sum" or "mean".
-
-    Returns:
-        A 0-d tensor, or for "none" one of the shape of ``targets``; dtype of ``log_probs``.
-
-    Raises:
-        TypeError: If a dtype is not as above or ``ignore_index`` is no integer.
-        ValueError: If shapes do not match, a target is out of range (CPU only), ``weight``
-            requires a gradient or ``reduction`` is unknown.
+        targets: Class ids in [0, C - 1] or ``ignore_index``, int64 (or uint8, without extra
+            dimensions), shape (N,), (N, d1, ...) or ().
+        weight: One per class, shape (C,), dtype of ``log_probs``, without gradient; 1 by default.
+        ignore_index: A sample with this target has loss 0, no gradient and no share in the mean.
+        reduction: "none" (shape of ``targets``), "sum" or "mean".
 
     Example:
         >>> log_probs = torch.tensor([[0.5, 0.5], [0.8, 0.2], [0.1, 0.9]]).log()
@@ -253,18 +166,16 @@ def nll_loss(
         >>> nll_loss(log_probs, targets, torch.tensor([1.0, 3.0]))  # (0.6931 + 3 * 1.6094) / 4
         tensor(1.3804)
 
-    Differs from torch: a target out of range is a ValueError (torch: IndexError); ``weight`` must
-    be (C,) exactly, also with extra dimensions.
+    Differs from torch: ``weight`` must be (C,) exactly, also with extra dimensions.
     """
-    _check_arguments(reduction, log_probs=log_probs, targets=targets, weight=weight)
-    _check_scores("log_probs", log_probs)
-    targets = _check_class_ids("log_probs", log_probs, targets, ignore_index)
-    _check_class_weight("log_probs", log_probs, weight, constant=True)
+    log_probs, targets, weight = _given(
+        reduction, log_probs=log_probs, targets=targets, weight=weight
+    )
+    targets = _check_classes("log_probs", log_probs, targets, weight, ignore_index, False)
     loss, counts = _pick_targets(_widen(log_probs), targets, weight, ignore_index)
     return _reduce(loss, reduction, counts.sum()).to(log_probs.dtype)
 
 
-@_float32_under_autocast
 def cross_entropy(
     logits: Tensor,
     targets: Tensor,
@@ -277,35 +188,24 @@ def cross_entropy(
     """Softmax cross-entropy between logits and class ids or soft rows, in nats.
 
     With q the row of target probabilities (for a class id y: 1 at y, 0 elsewhere), smoothed to
-    (1 - label_smoothing) * q + label_smoothing / C,
+    (1 - label_smoothing) * q + label_smoothing / C (Bishop, Pattern Recognition and Machine
+    Learning, 2006, section 4.3.4),
 
         loss[n] = -sum_c weight[c] * q[n, c] * log_softmax(logits)[n, c]
 
     The mean divides by the sum of weight[y] over the samples that are not ignored; for soft rows by
-    the number of rows, whatever the weights.
+    the number of rows, whatever the weights, and the dtype is promoted from all three tensors.
 
     Args:
-        logits: Unnormalised scores, floating point, shape (N, C), (N, C, d1, ...) or, for one
-            sample, (C,). Do not pass probabilities.
-        targets: Class ids, int64 (or uint8, without extra dimensions), of the shape of ``logits``
-            without C, each in [0, C - 1] or equal to ``ignore_index``; or rows of floating point
-            (one-hot or soft) of the very shape of ``logits``.
-        weight: One weight per class, shape (C,); all 1 by default. With class ids its dtype is that
-            of ``logits`` and it must not require a gradient.
-        ignore_index: A sample with this class id has loss 0, no gradient, and is left out of the
-            mean's denominator. Class ids only.
-        reduction: "none", "sum" or "mean".
-        label_smoothing: How much of the target goes to all classes alike, in [0, 1].
-
-    Returns:
-        A 0-d tensor, or for "none" one of the shape of ``logits`` without C. Dtype of ``logits``,
-        for soft rows promoted with those of ``targets`` and ``weight``.
-
-    Raises:
-        TypeError: If a dtype is not as above or ``ignore_index`` is no integer.
-        ValueError: If shapes do not match, a class id is out of range (CPU only), ``ignore_index``
-            >= 0 comes with soft rows, ``weight`` requires a gradient with class ids,
-            ``label_smoothing`` is outside [0, 1] or ``reduction`` is unknown.
+        logits: Unnormalised scores (no probabilities), floating point, shape (N, C),
+            (N, C, d1, ...) or, for one sample, (C,).
+        targets: Class ids as in ``nll_loss``, of the shape of ``logits`` without C; or rows of
+            floating point (one-hot or soft) of the very shape of ``logits``.
+        weight: As in ``nll_loss``; with soft rows of any dtype, and it may require a gradient.
+        ignore_index: As in ``nll_loss``. Class ids only: with soft rows it must be negative.
+        reduction: "none" (shape of ``logits`` without C), "sum" or "mean".
+        label_smoothing: How much of the target goes to all classes alike, in [0, 1] (Szegedy et
+            al., "Rethinking the Inception architecture", 2016, section 7).
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [9.0, 9.0, 9.0]])
@@ -317,46 +217,37 @@ def cross_entropy(
         >>> cross_entropy(logits[0], torch.tensor([0.5, 0.5, 0.0]))  # 0.5 * 0.2395 + 0.5 * 2.2395
         tensor(1.2395)
 
-    Differs from torch: a class id out of range is a ValueError (torch: IndexError); a
-    ``label_smoothing`` below 0 or NaN is an error (torch ignores it); ``weight`` must be (C,)
-    exactly, also with extra dimensions.
-
-    References:
-        Bishop, Pattern Recognition and Machine Learning (2006), section 4.3.4.
-        Szegedy et al., "Rethinking the Inception architecture" (2016), section 7: label smoothing.
+    Differs from torch: as ``nll_loss``, and a ``label_smoothing`` below 0 or NaN is an error.
     """
-    _check_arguments(reduction, logits=logits, targets=targets, weight=weight)
-    _check_scores("logits", logits)
+    logits, targets, weight = _given(reduction, logits=logits, targets=targets, weight=weight)
+    soft = targets.shape == logits.shape
+    targets = _check_classes("logits", logits, targets, weight, ignore_index, soft)
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}.")
-    class_dim = _class_dim(logits)
+    class_dim = min(1, logits.ndim - 1)
     log_probs = log_softmax(_widen(logits), class_dim)
-    if targets.shape == logits.shape:
-        _check_soft_rows(targets, ignore_index)
-        _check_class_weight("logits", logits, weight)
+    factors = None if weight is None else weight.reshape(-1, *[1] * (logits.ndim - 2))
+    if soft:
         dtype = torch.promote_types(logits.dtype, targets.dtype)
         dtype = dtype if weight is None else torch.promote_types(dtype, weight.dtype)
         rows = _widen(targets)
         if label_smoothing > 0:
             rows = (1 - label_smoothing) * rows + label_smoothing / logits.shape[class_dim]
-        loss = _weigh_classes(-rows * log_probs, weight).sum(class_dim)
+        loss = _weigh(-rows * log_probs, factors).sum(class_dim)
         return _reduce(loss, reduction, loss.numel()).to(dtype)
-    targets = _check_class_ids("logits", logits, targets, ignore_index)
-    _check_class_weight("logits", logits, weight, constant=True)
     loss, counts = _pick_targets(log_probs, targets, weight, ignore_index)
     loss = _reduce(loss, reduction, counts.sum())
     if label_smoothing > 0:
-        uniform = _weigh_classes(-log_probs, weight).mean(class_dim)  # the loss of q = 1 / C
+        uniform = _weigh(-log_probs, factors).mean(class_dim)  # the loss of q = 1 / C
         uniform = torch.where(targets == ignore_index, 0.0, uniform)
         uniform = _reduce(uniform, reduction, counts.sum())
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform
     return loss.to(logits.dtype)
 
 
-# --------------------------------------------------------------------------- 0 or 1
+# --------------------------------------------------------------------------- element by element
 
 
-@_float32_under_autocast
 def binary_cross_entropy(
     probs: Tensor, targets: Tensor, weight: Tensor | None = None, *, reduction: str = "mean"
 ) -> Tensor:
@@ -365,23 +256,14 @@ def binary_cross_entropy(
         loss = -weight * (t * log(p) + (1 - t) * log(1 - p))    with both logarithms >= -100
 
     The bound keeps the loss finite at p = 0 and p = 1. ``binary_cross_entropy_with_logits`` needs
-    no bound and is more precise: prefer it wherever the logits are at hand. The mean divides by the
+    none and is more precise: prefer it wherever the logits are at hand. The mean divides by the
     number of elements, also with weights.
 
     Args:
-        probs: Probabilities, floating point, any shape, each in [0, 1].
+        probs: Probabilities in [0, 1], floating point, any shape.
         targets: Probabilities of the positive class (mostly 0 or 1), shape and dtype of ``probs``.
-        weight: A factor per element, of a shape that broadcasts to that of ``probs``; any real
-            dtype, without gradient.
-        reduction: "none", "sum" or "mean".
-
-    Returns:
-        A 0-d tensor, or for "none" one of the shape of ``probs``; dtype of ``probs``.
-
-    Raises:
-        TypeError: If a dtype is not as above.
-        ValueError: If shapes do not match, a value lies outside [0, 1] (CPU only), ``weight``
-            requires a gradient or ``reduction`` is unknown.
+        weight: A factor per element, real, without gradient, broadcast to the shape of ``probs``.
+        reduction: "none" (shape of ``probs``), "sum" or "mean".
 
     Example:
         >>> probs = torch.tensor([0.5, 0.9, 0.0])
@@ -389,23 +271,18 @@ def binary_cross_entropy(
         >>> binary_cross_entropy(probs, targets, reduction="none")  # -log 0.5, -log 0.1, bound
         tensor([  0.6931,   2.3026, 100.0000])
 
-    Differs from torch: errors are TypeError and ValueError, not RuntimeError; the second gradient
-    in the upstream gradient keeps the bound of the first (torch's differs below p = 1e-6).
+    Differs from torch: the second gradient in the upstream gradient keeps the bound of the first
+    (torch's differs below p = 1e-6).
     """
-    _check_arguments(reduction, probs=probs, targets=targets, weight=weight)
-    _check_same_shape("probs", probs, targets)
+    probs, targets, weight = _given(reduction, probs=probs, targets=targets, weight=weight)
+    _check_elements("probs", probs, targets, weight=weight)
     if targets.dtype != probs.dtype:
-        raise TypeError(
-            f"targets must have the dtype of probs, {probs.dtype}, got {targets.dtype}. "
-            "Use targets.to(probs.dtype)."
-        )
-    _check_element_weight("weight", weight, "probs", probs)
+        law = f"have the dtype of probs, {probs.dtype}"
+        raise _wrong_kind("targets", law, targets, " Use targets.to(probs.dtype).")
     for name, values in (("probs", probs), ("targets", targets)):
         _check_values(name, values, (values >= 0) & (values <= 1), "in [0, 1]")
     loss: Tensor = _BinaryCrossEntropy.apply(_widen(probs), _widen(targets))
-    if weight is not None:
-        loss = loss * _widen(weight)
-    return _reduce(loss, reduction, loss.numel()).to(probs.dtype)
+    return _reduce(_weigh(loss, weight), reduction, loss.numel()).to(probs.dtype)
 
 
 class _BinaryCrossEntropy(torch.autograd.Function):
@@ -432,22 +309,16 @@ class _BinaryCrossEntropy(torch.autograd.Function):
         return grad * slope, grad * ((-p).log1p() - p.log())
 
 
-class _BinaryCrossEntropySlope(torch.autograd.Function):
+class _BinaryCrossEntropySlope(_BinaryCrossEntropy):
     """Slope of the loss in p: (p - t) / (p (1 - p)) with a denominator of at least 1e-12.
 
-    Its own slopes are (p^2 - 2 p t + t) / (p (1 - p))^2 in p and -1 / (p (1 - p)) in t, kept finite
-    as torch does it.
+    Its own slopes, kept finite as by torch, are (p^2 - 2 p t + t) / (p (1 - p))^2 in p and
+    -1 / (p (1 - p)) in t.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(p: Tensor, t: Tensor) -> Tensor:
         return (p - t) / (p * (1 - p)).clamp(min=1e-12)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -457,7 +328,6 @@ class _BinaryCrossEntropySlope(torch.autograd.Function):
         return grad * in_p, grad * in_t
 
 
-@_float32_under_autocast
 def binary_cross_entropy_with_logits(
     logits: Tensor,
     targets: Tensor,
@@ -471,23 +341,16 @@ def binary_cross_entropy_with_logits(
         loss = -weight * (pos_weight * t * log sigmoid(x) + (1 - t) * log(1 - sigmoid(x)))
 
     with log(1 - sigmoid(x)) = log sigmoid(-x), and both by ``log_sigmoid``, so that large logits
-    stay exact. The mean divides by the number of elements, also with weights.
+    stay exact. The mean divides by the number of elements, also with weights. The dtype is, as in
+    torch, that of ``targets``.
 
     Args:
-        logits: Unnormalised scores x, floating point, any shape. Do not pass probabilities.
+        logits: Unnormalised scores x (no probabilities), floating point, any shape.
         targets: Probabilities of the positive class (mostly 0 or 1), floating point, shape of
             ``logits``. Values outside [0, 1] are not refused.
-        weight: A factor per element, of a shape that broadcasts to that of ``logits``; any real
-            dtype, without gradient.
-        reduction: "none", "sum" or "mean".
+        weight: As in ``binary_cross_entropy``.
+        reduction: "none" (shape of ``logits``), "sum" or "mean".
         pos_weight: A factor for the positive part, as ``weight`` (often shape (C,)), but not bool.
-
-    Returns:
-        A 0-d tensor, or for "none" one of the shape of ``logits``; dtype of ``targets``, as torch.
-
-    Raises:
-        TypeError: If a dtype is not as above.
-        ValueError: If shapes do not match, a weight requires a gradient, or unknown ``reduction``.
 
     Example:
         >>> logits = torch.tensor([0.0, 2.0, -1000.0])
@@ -498,27 +361,19 @@ def binary_cross_entropy_with_logits(
 
     Differs from torch: a logit of -inf with a target in (0, 1] costs inf, not NaN.
     """
-    _check_arguments(
+    logits, targets, weight, pos_weight = _given(
         reduction, logits=logits, targets=targets, weight=weight, pos_weight=pos_weight
     )
-    _check_same_shape("logits", logits, targets)
+    _check_elements("logits", logits, targets, weight=weight, pos_weight=pos_weight)
     _check_floating("targets", targets)
-    _check_element_weight("weight", weight, "logits", logits)
-    _check_element_weight("pos_weight", pos_weight, "logits", logits)
     if pos_weight is not None and pos_weight.dtype == torch.bool:
-        raise TypeError("pos_weight must be numbers, got torch.bool. Use pos_weight.float().")
+        raise _wrong_kind("pos_weight", "be numbers", pos_weight, " Use pos_weight.float().")
     x, t = _widen(logits), _widen(targets)
     positive = t if pos_weight is None else _widen(pos_weight) * t
     loss = -(positive * log_sigmoid(x) + (1 - t) * log_sigmoid(-x))
-    if weight is not None:
-        loss = loss * _widen(weight)
-    return _reduce(loss, reduction, loss.numel()).to(targets.dtype)
+    return _reduce(_weigh(loss, weight), reduction, loss.numel()).to(targets.dtype)
 
 
-# --------------------------------------------------------------------------- a real number
-
-
-@_float32_under_autocast
 def mse_loss(
     outputs: Tensor, targets: Tensor, *, reduction: str = "mean", weight: Tensor | None = None
 ) -> Tensor:
@@ -528,21 +383,13 @@ def mse_loss(
         mean = sum(loss) / number of elements, or sum(loss) / sum(weight) with weights
 
     Shapes that differ are broadcast with a warning: (N,) against (N, 1) compares all N x N pairs,
-    which is hardly ever meant.
+    which is hardly ever meant. The dtype is promoted from all tensors.
 
     Args:
-        outputs: Predictions, any shape.
-        targets: True values, shape of ``outputs``.
+        outputs: Predictions, real, any shape.
+        targets: True values, real, shape of ``outputs``; one of the two is floating point.
+        reduction: "none" (the broadcast shape), "sum" or "mean".
         weight: A factor per element, shape of ``outputs``.
-        reduction: "none", "sum" or "mean".
-
-    Returns:
-        A 0-d tensor, or for "none" one of the broadcast shape, of the promoted dtype.
-
-    Raises:
-        TypeError: If neither ``outputs`` nor ``targets`` is floating point, or one is complex.
-        ValueError: If the shapes cannot be broadcast, that of ``weight`` differs from that of
-            ``outputs`` or ``reduction`` is unknown.
 
     Example:
         >>> outputs, targets = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 0.0, 0.0])
@@ -553,18 +400,16 @@ def mse_loss(
 
     Differs from torch: two integer tensors, or complex ones, are refused with ``weight`` as well.
     """
-    _check_arguments(reduction, outputs=outputs, targets=targets, weight=weight)
+    outputs, targets, weight = _given(reduction, outputs=outputs, targets=targets, weight=weight)
     if weight is not None and weight.shape != outputs.shape:
-        raise ValueError(
-            f"weight must have the shape of outputs, {tuple(outputs.shape)}, "
-            f"got {tuple(weight.shape)}."
-        )
+        raise _wrong_shape("weight", f"the shape of outputs, {tuple(outputs.shape)}", weight)
     if targets.shape != outputs.shape:
-        _check_broadcastable(outputs, targets)
+        if _broadcast(outputs, targets) is None:
+            raise _shapes_differ("the shape of outputs", targets, "outputs", outputs)
         warnings.warn(
             f"targets of shape {tuple(targets.shape)} are broadcast against outputs of shape "
             f"{tuple(outputs.shape)}, which is hardly ever meant. Give them the same shape.",
-            stacklevel=3,  # past the decorator
+            stacklevel=2,
         )
     dtype = torch.promote_types(outputs.dtype, targets.dtype)
     if not dtype.is_floating_point:
@@ -603,22 +448,15 @@ def _exp_of_minus_magnitude(x: Tensor) -> Tensor:
     return torch.where(x.real >= 0, -x, x).exp()
 
 
-def _class_dim(scores: Tensor) -> int:
-    return 0 if scores.ndim == 1 else 1
-
-
-def _weigh_classes(terms: Tensor, weight: Tensor | None) -> Tensor:
-    """Multiply terms (N, C, d1, ...) by weight (C,)."""
-    if weight is None:
-        return terms
-    return terms * _widen(weight).reshape(-1, *[1] * (terms.ndim - 2))
+def _weigh(terms: Tensor, weight: Tensor | None) -> Tensor:
+    return terms if weight is None else terms * _widen(weight)
 
 
 def _pick_targets(
     log_probs: Tensor, targets: Tensor, weight: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     """Give -weight[y] * log_probs[n, y] per sample and its share of the mean's denominator."""
-    class_dim = _class_dim(log_probs)
+    class_dim = min(1, log_probs.ndim - 1)
     counted = targets != ignore_index
     ids = torch.where(counted, targets, 0)  # safe to index with
     picked = log_probs.gather(class_dim, ids.unsqueeze(class_dim)).squeeze(class_dim)
@@ -632,112 +470,110 @@ def _reduce(loss: Tensor, reduction: str, denominator: Tensor | int) -> Tensor:
     return loss.sum() if reduction == "sum" else loss.sum() / denominator
 
 
-# --------------------------------------------------------------------------- shared checks
-
-
-def _kind(value: object) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-
-
 def _check_integer(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} must be an integer, got {value!r}.")
 
 
-def _check_arguments(reduction: str, **tensors: Tensor | None) -> None:
-    """What every loss asks first: a known reduction, and tensors (a weight may be missing)."""
+def _given(reduction: str, **tensors: Tensor | None) -> Any:
+    """Check what every loss takes; give the tensors as torch sees them, wide under autocast."""
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
     for name, value in tensors.items():
-        missing = value is None and name.endswith("weight")
-        if not isinstance(value, Tensor) and not missing:
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}.")
+        if isinstance(value, Tensor):
+            device = value.device.type
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+                tensors[name] = _widen(value)
+        elif value is not None or not name.endswith("weight"):
+            raise _wrong_kind(name, "be a tensor", value)
+    return tensors.values()
+
+
+def _wrong_kind(name: str, law: str, value: object, remedy: str = "") -> TypeError:
+    kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+    return TypeError(f"{name} must {law}, got {kind}.{remedy}")
+
+
+def _wrong_shape(name: str, law: str, x: Tensor) -> ValueError:
+    return ValueError(f"{name} must have {law}, got {tuple(x.shape)}.")
+
+
+def _shapes_differ(law: str, targets: Tensor, name: str, scores: Tensor) -> ValueError:
+    return ValueError(
+        f"targets must have {law}, "
+        f"got targets {tuple(targets.shape)} and {name} {tuple(scores.shape)}."
+    )
 
 
 def _check_floating(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got {_kind(x)}.")
+        raise _wrong_kind(name, "be a floating-point tensor", x)
 
 
-def _check_scores(name: str, scores: Tensor) -> None:
+def _check_classes(
+    name: str, scores: Tensor, targets: Tensor, weight: Tensor | None, ignore_index: int, soft: bool
+) -> Tensor:
+    """Check one class out of C; give soft rows as they are, class ids as int64 without C."""
     _check_floating(name, scores)
-    if scores.ndim == 0 or scores.shape[_class_dim(scores)] == 0:
-        raise ValueError(
-            f"{name} must have shape (N, C), (N, C, d1, ...) or (C,) with at least one class, "
-            f"got {tuple(scores.shape)}."
-        )
-
-
-def _check_class_ids(name: str, scores: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-    """Give the class ids as int64, of the shape of scores without C."""
+    dim, shape = min(1, scores.ndim - 1), tuple(scores.shape)
+    if not shape or shape[dim] == 0:
+        law = "shape (N, C), (N, C, d1, ...) or (C,) with at least one class"
+        raise _wrong_shape(name, law, scores)
     _check_integer("ignore_index", ignore_index)
-    shape = scores.shape[:1] + scores.shape[2:] if scores.ndim > 1 else torch.Size()
-    one_for_one = scores.ndim == 1 and targets.shape == (1,)
-    if targets.shape != shape and not one_for_one:
-        raise ValueError(
-            f"targets must have shape {tuple(shape)}, that of {name} without classes, "
-            f"got targets {tuple(targets.shape)} and {name} {tuple(scores.shape)}."
-        )
-    if targets.dtype != torch.int64 and not (targets.dtype == torch.uint8 and scores.ndim <= 2):
-        raise TypeError(
-            f"targets must be int64 class ids, got {targets.dtype}. Use targets.long()."
-        )
-    targets = targets.reshape(shape).long()
-    num_classes = scores.shape[_class_dim(scores)]
-    in_range = (targets >= 0) & (targets < num_classes)
-    _check_values(
-        "targets",
-        targets,
-        in_range | (targets == ignore_index),
-        f"class ids in [0, {num_classes - 1}] or ignore_index={ignore_index}",
-    )
+    if weight is not None and weight.shape != (shape[dim],):
+        raise _wrong_shape("weight", f"shape ({shape[dim]},), one per class", weight)
+    if soft:
+        if not targets.is_floating_point():
+            remedy = " Use targets.float(), or targets.argmax(dim=1) for class ids."
+            law = "be floating-point rows"
+            raise _wrong_kind(f"targets of the shape of {name}", law, targets, remedy)
+        if ignore_index >= 0:
+            law = f"be negative with soft rows, got {ignore_index}; no row is ignored"
+            raise ValueError(f"ignore_index must {law}.")
+        return targets
+    of_ids = shape[:dim] + shape[dim + 1 :]
+    if targets.shape != of_ids and not (scores.ndim == 1 and targets.shape == (1,)):
+        law = f"shape {of_ids}, that of {name} without classes"
+        raise _shapes_differ(law, targets, name, scores)
+    _check_id_dtype(targets, or_uint8=scores.ndim <= 2)
+    targets = targets.reshape(of_ids).long()
+    _check_id_range(targets, shape[dim], ignore_index)
+    if weight is not None:
+        if weight.dtype != scores.dtype:
+            raise _wrong_kind("weight", f"have the dtype of {name}, {scores.dtype}", weight)
+        _check_constant("weight", weight)
     return targets
 
 
-def _check_soft_rows(targets: Tensor, ignore_index: int) -> None:
-    if not targets.is_floating_point():
-        raise TypeError(
-            "targets of the shape of logits must be floating-point rows, "
-            f"got {targets.dtype}. Use targets.float(), or targets.argmax(dim=1) for class ids."
-        )
-    _check_integer("ignore_index", ignore_index)
-    if ignore_index >= 0:
-        raise ValueError(
-            f"ignore_index must be negative with soft rows, got {ignore_index}; no row is ignored."
-        )
+def _check_id_dtype(targets: Tensor, *, or_uint8: bool = False) -> None:
+    fits = (torch.int64, torch.uint8) if or_uint8 else (torch.int64,)
+    if not isinstance(targets, Tensor) or targets.dtype not in fits:
+        raise _wrong_kind("targets", "be int64 class ids", targets, " Use targets.long().")
 
 
-def _check_class_weight(
-    name: str, scores: Tensor, weight: Tensor | None, *, constant: bool = False
-) -> None:
-    if weight is None:
-        return
-    num_classes = scores.shape[_class_dim(scores)]
-    if weight.shape != (num_classes,):
-        raise ValueError(
-            f"weight must have shape ({num_classes},), one per class, got {tuple(weight.shape)}."
-        )
-    if constant:
-        if weight.dtype != scores.dtype:
-            raise TypeError(
-                f"weight must have the dtype of {name}, {scores.dtype}, got {weight.dtype}."
-            )
-        _check_constant("weight", weight)
+def _check_id_range(targets: Tensor, num_classes: int, ignore_index: int | None = None) -> None:
+    fits = (targets >= 0) & (targets < num_classes)
+    law = f"class ids in [0, {num_classes - 1}]"
+    if ignore_index is not None:
+        fits = fits | (targets == ignore_index)
+        law += f" or ignore_index={ignore_index}"
+    _check_values("targets", targets, fits, law)
 
 
-def _check_element_weight(name: str, weight: Tensor | None, of: str, scores: Tensor) -> None:
-    if weight is None:
-        return
-    if weight.is_complex():
-        raise TypeError(f"{name} must be real, got {weight.dtype}.")
-    try:
-        weight.expand(scores.shape)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{name} must have a shape that broadcasts to that of {of}, {tuple(scores.shape)}, "
-            f"got {tuple(weight.shape)}."
-        ) from error
-    _check_constant(name, weight)
+def _check_elements(name: str, scores: Tensor, targets: Tensor, **weights: Tensor | None) -> None:
+    """Losses by element: targets of the same shape, weights real and of one that broadcasts."""
+    _check_floating(name, scores)
+    if targets.shape != scores.shape:
+        raise _shapes_differ(f"the shape of {name}", targets, name, scores)
+    for which, weight in weights.items():
+        if weight is None:
+            continue
+        if weight.is_complex():
+            raise _wrong_kind(which, "be real", weight)
+        if _broadcast(weight, scores) != scores.shape:
+            law = f"a shape that broadcasts to that of {name}, {tuple(scores.shape)}"
+            raise _wrong_shape(which, law, weight)
+        _check_constant(which, weight)
 
 
 def _check_constant(name: str, weight: Tensor) -> None:
@@ -746,22 +582,11 @@ def _check_constant(name: str, weight: Tensor) -> None:
         raise ValueError(f"{name} must not require a gradient. Use {name}.detach().")
 
 
-def _check_same_shape(name: str, scores: Tensor, targets: Tensor) -> None:
-    _check_floating(name, scores)
-    if targets.shape != scores.shape:
-        raise ValueError(
-            f"targets must have the shape of {name}, "
-            f"got targets {tuple(targets.shape)} and {name} {tuple(scores.shape)}."
-        )
-
-
-def _check_broadcastable(outputs: Tensor, targets: Tensor) -> None:
-    pairs = zip(reversed(outputs.shape), reversed(targets.shape), strict=False)
-    if any(a != b and 1 not in (a, b) for a, b in pairs):
-        raise ValueError(
-            "targets must have the shape of outputs, "
-            f"got targets {tuple(targets.shape)} and outputs {tuple(outputs.shape)}."
-        )
+def _broadcast(a: Tensor, b: Tensor) -> torch.Size | None:
+    try:
+        return torch.Size(torch.broadcast_shapes(a.shape, b.shape))
+    except RuntimeError:
+        return None
 
 
 def _check_values(name: str, values: Tensor, good: Tensor, law: str) -> None:

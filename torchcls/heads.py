@@ -1,74 +1,102 @@
-"""The table at the centre: what y is, and which activation, loss and decision go with it.
+"""The table at the centre: what y is, and which loss, activation, decision and metric go with it.
 
-``check``, ``predict`` and the command line read this table; nobody else repeats it.
+Data that everybody else reads: nobody keeps a second list, or asks which loss a callable is.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from torchcls import functional
-from torchcls.losses import recognise
+from torchcls import functional, metrics
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class LossKind:
+    """What a loss does to the outputs, and what it takes for targets."""
+
+    name: str  # in torch.nn.functional
+    module: type[nn.Module]  # in torch.nn
+    targets: str  # "ids", "ids or rows", or of the outputs' shape "in [0, 1]", "floats", "numbers"
+    within: str | None = None  # the activation that it applies itself
+    before: str | None = None  # the activation that it needs to have been applied
+
+
+_KINDS = (
+    LossKind("mse_loss", nn.MSELoss, "numbers"),
+    LossKind("binary_cross_entropy_with_logits", nn.BCEWithLogitsLoss, "in [0, 1]", "sigmoid"),
+    LossKind("binary_cross_entropy", nn.BCELoss, "in [0, 1]", before="sigmoid"),
+    LossKind("cross_entropy", nn.CrossEntropyLoss, "ids or rows", "softmax"),
+    LossKind("nll_loss", nn.NLLLoss, "ids", before="log_softmax"),
+    # No row of the table has these, but what they do is known.
+    LossKind("multilabel_soft_margin_loss", nn.MultiLabelSoftMarginLoss, "numbers", "sigmoid"),
+    LossKind("kl_div", nn.KLDivLoss, "floats", before="log_softmax"),
+    LossKind("smooth_l1_loss", nn.SmoothL1Loss, "numbers"),
+    LossKind("huber_loss", nn.HuberLoss, "floats"),
+    LossKind("l1_loss", nn.L1Loss, "numbers"),
+)
+LOSSES: Mapping[str, LossKind] = {kind.name: kind for kind in _KINDS}
 
 
 @dataclass(frozen=True)
 class Head:
-    """One row: a kind of y with the distribution, activation, losses, targets and metric it has."""
+    """One row of the table: a kind of y, and what goes with it."""
 
     y: str
     distribution: str
-    activation: str
-    loss_on_raw: str
-    loss_on_activated: str
-    outputs_and_targets: str
-    decision: str
-    metric: str
+    activation: str | None  # the last one of a model
+    losses: tuple[str, ...]  # on raw outputs, and on activated ones
+    outputs: str  # how many numbers a model gives for a sample: "one", "many" or "any" number
+    decision: str  # what outputs say y is: "itself", "p > 0.5", "p > 0.5 each" or "argmax"
+    metrics: tuple[Function, ...] = ()  # what reads outputs and targets of it, the usual one first
+
+    @property
+    def metric(self) -> str | None:
+        """The name of the usual metric."""
+        return self.metrics[0].__name__ if self.metrics else None
+
+    @property
+    def targets(self) -> str:
+        """The form of its targets, as its losses take them."""
+        return LOSSES[self.losses[0]].targets
+
+    def cells(self) -> dict[str, str]:
+        """The row as text, column by column."""
+        raw, activated = (*self.losses, "-")[:2]
+        shapes = {
+            ("any", "numbers"): "same shape, float",
+            ("one", "in [0, 1]"): "(n,1) or (n,), the same for both, float",
+            ("many", "in [0, 1]"): "(n,k) / (n,k) float",
+            ("many", "ids or rows"): "(n,k) / (n,) int64, or (n,k) float rows",
+        }
+        return {
+            "y": self.y,
+            "distribution": self.distribution,
+            "last activation": self.activation or "none",
+            "loss on raw outputs": raw,
+            "loss on activated outputs": activated.replace("nll_loss", "nll_loss of the log"),
+            "outputs / targets": shapes[self.outputs, self.targets],
+            "decision": self.decision,
+            "metric": self.metric or "-",
+        }
 
 
-REAL = Head(
-    y="real number",
-    distribution="normal",
-    activation="none",
-    loss_on_raw="mse_loss",
-    loss_on_activated="-",
-    outputs_and_targets="same shape, float",
-    decision="itself",
-    metric="-",
-)
-BINARY = Head(
-    y="0 or 1",
-    distribution="Bernoulli",
-    activation="sigmoid",
-    loss_on_raw="binary_cross_entropy_with_logits",
-    loss_on_activated="binary_cross_entropy",
-    outputs_and_targets="(n,1) or (n,), the same for both, float",
-    decision="p > 0.5",
-    metric="threshold_accuracy",
-)
-MULTICLASS = Head(
-    y="one of k",
-    distribution="categorical",
-    activation="softmax",
-    loss_on_raw="cross_entropy",
-    loss_on_activated="nll_loss of the log",
-    outputs_and_targets="(n,k) / (n,) int64, or (n,k) float rows",
-    decision="argmax",
-    metric="accuracy",
-)
+_BY_CLASS = ("cross_entropy", "nll_loss")
+_BY_BIT = ("binary_cross_entropy_with_logits", "binary_cross_entropy")
+_OF_BITS, _OF_ONE = (metrics.multilabel_accuracy,), (metrics.threshold_accuracy,)
+_OF_IDS = (metrics.accuracy, metrics.error_rate, metrics.top_k_accuracy, metrics.confusion_matrix)
+REAL = Head("real number", "normal", None, ("mse_loss",), "any", "itself")
+BINARY = Head("0 or 1", "Bernoulli", "sigmoid", _BY_BIT, "one", "p > 0.5", _OF_ONE)
+MULTICLASS = Head("one of k", "categorical", "softmax", _BY_CLASS, "many", "argmax", _OF_IDS)
 MULTILABEL = Head(
-    y="k times 0 or 1",
-    distribution="k Bernoullis",
-    activation="sigmoid",
-    loss_on_raw="binary_cross_entropy_with_logits",
-    loss_on_activated="binary_cross_entropy",
-    outputs_and_targets="(n,k) / (n,k) float",
-    decision="p > 0.5 each",
-    metric="multilabel_accuracy",
+    "k times 0 or 1", "k Bernoullis", "sigmoid", _BY_BIT, "many", "p > 0.5 each", _OF_BITS
 )
-
 TABLE: tuple[Head, ...] = (REAL, BINARY, MULTICLASS, MULTILABEL)
 
 
@@ -76,12 +104,10 @@ def table() -> str:
     """The table as text, in columns.
 
     Example:
-        >>> print(table().splitlines()[0].split()[:3])
-        ['y', 'distribution', 'activation']
+        >>> print(table().splitlines()[-1].split("  ")[0])
+        k times 0 or 1
     """
-    names = list(Head.__dataclass_fields__)
-    rows = [[name.replace("_", " ") for name in names]]
-    rows += [[getattr(head, name) for name in names] for head in TABLE]
+    rows = [list(REAL.cells()), *(list(head.cells().values()) for head in TABLE)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -89,80 +115,163 @@ def table() -> str:
     )
 
 
-def activation_within(loss: str) -> str | None:
-    """The activation that a loss applies by itself, or None.
-
-    Example:
-        >>> activation_within("cross_entropy"), activation_within("nll_loss")
-        ('softmax', None)
-    """
-    found = (head.activation for head in TABLE if head.loss_on_raw == loss)
-    return next((name for name in found if name != "none"), None)
-
-
-def activation_before(loss: str) -> str | None:
-    """The activation that a loss needs to have been applied, or None.
-
-    Example:
-        >>> activation_before("nll_loss"), activation_before("cross_entropy")
-        ('log_softmax', None)
-    """
-    for head in TABLE:
-        if head.loss_on_activated.split()[0] == loss:
-            return f"log_{head.activation}" if "log" in head.loss_on_activated else head.activation
-    return None
-
-
-def row_of(loss: str, outputs: Tensor) -> Head:
-    """The row of the table that a loss on outputs of this shape belongs to.
+def row_of(loss: str, outputs: Tensor) -> Head | None:
+    """The row that a loss on outputs of this shape belongs to; None for a loss outside the table.
 
     Example:
         >>> row_of("binary_cross_entropy", torch.zeros(8, 1)).metric
         'threshold_accuracy'
     """
-    rows = [
-        head
-        for head in TABLE
-        if head.loss_on_raw == loss or head.loss_on_activated.split()[0] == loss
-    ]
-    has_columns = outputs.ndim > 1 and outputs.shape[1] > 1
-    return rows[-1] if has_columns else rows[0]
+    rows = [head for head in TABLE if loss in head.losses]
+    has_many = outputs.ndim > 1 and outputs.shape[1] > 1
+    return next((row for row in rows if (row.outputs == "many") == has_many), (*rows, None)[0])
 
 
-def probabilities(outputs: Tensor, loss_fn: Callable[..., Any]) -> Tensor:
-    """Turn raw outputs into probabilities, as the loss reads them.
+# ------------------------------------------------------------------ which loss a callable is
 
-    Args:
-        outputs: What the model gave; classes in dim 1.
-        loss_fn: A loss that torchcls knows; it names the activation.
 
-    Returns:
-        Same shape: softmax over dim 1 for cross-entropy, exp for NLL, sigmoid for BCE with logits,
-        the outputs themselves for BCE.
+@dataclass(frozen=True)
+class KnownLoss:
+    """A recognised loss: its name in ``torch.nn.functional`` and the options in force."""
 
-    Raises:
-        ValueError: If the loss has no probabilities, or is one of the user's own.
+    name: str
+    options: Mapping[str, Any]
+    called: str = field(default="", compare=False)  # by the user: CrossEntropyLoss, cross_entropy
+
+    @property
+    def kind(self) -> LossKind:
+        """What it does to the outputs."""
+        return LOSSES[self.name]
+
+    def __str__(self) -> str:
+        return self.called or self.name
+
+
+_FUNCTIONS = [
+    (vars(of)[name], name) for of in (F, functional) for name in LOSSES if name in vars(of)
+]
+# By the forward method: a subclass that computes something else has a forward of its own.
+_FORWARDS = {kind.module.forward: kind.name for kind in _KINDS}
+_DEFAULTS: dict[str, Any] = {
+    "weight": None,
+    "ignore_index": -100,
+    "reduction": "mean",
+    "label_smoothing": 0.0,
+    "pos_weight": None,
+}
+
+
+def recognise(loss_fn: Function) -> KnownLoss | None:
+    """Name a loss of the table and its options, or return None for any other.
+
+    A module of torch's is known, compiled and subclassed too, and so is its function, torch's or
+    ours, and a ``functools.partial`` of that with keywords.
+
+    Example:
+        >>> recognise(nn.NLLLoss(ignore_index=255)).name
+        'nll_loss'
+        >>> recognise(functools.partial(F.cross_entropy, reduction="sum")).options["reduction"]
+        'sum'
+    """
+    known = named(loss_fn)
+    return known if known and any(known.name in head.losses for head in TABLE) else None
+
+
+def named(loss_fn: Function) -> KnownLoss | None:
+    """``recognise``, for the losses outside the table too whose outputs and targets are known."""
+    if isinstance(loss_fn, functools.partial):
+        known = None if loss_fn.args else named(loss_fn.func)
+        return known and replace(known, options={**known.options, **loss_fn.keywords})
+    loss_fn = _unwrapped(loss_fn)
+    if isinstance(loss_fn, nn.Module):
+        if "forward" in vars(loss_fn) or type(loss_fn).__call__ is not nn.Module.__call__:
+            return None  # it computes something else
+        name = _FORWARDS.get(type(loss_fn).forward)
+        options = {key: getattr(loss_fn, key, default) for key, default in _DEFAULTS.items()}
+        return None if name is None else KnownLoss(name, options, type(loss_fn).__name__)
+    # By identity: a callable of the user's own may define equality and no hash.
+    name = next((name for function, name in _FUNCTIONS if function is loss_fn), None)
+    return None if name is None else KnownLoss(name, _DEFAULTS, name)
+
+
+def _unwrapped(loss_fn: Function) -> Function:
+    """The module behind ``module.forward``, ``module.__call__`` and ``torch.compile``."""
+    module = getattr(loss_fn, "__self__", None)
+    function = getattr(loss_fn, "__func__", None)
+    if isinstance(module, nn.Module) and function in (type(module).forward, nn.Module.__call__):
+        loss_fn = module
+    original: Function = getattr(loss_fn, "_orig_mod", loss_fn)
+    return original
+
+
+def may_be_changed(loss_fn: Function) -> bool:
+    """Whether somebody hooked into a loss module, so that it may give something else."""
+    loss_fn = _unwrapped(loss_fn)
+    return isinstance(loss_fn, nn.Module) and is_hooked(loss_fn)
+
+
+def reduction_of(loss_fn: Function) -> str | None:
+    """The ``reduction`` of any loss of torch's, also one that ``recognise`` does not name."""
+    if isinstance(loss_fn, functools.partial):
+        is_torch = getattr(loss_fn.func, "__module__", None) == F.__name__
+        return loss_fn.keywords.get("reduction") if is_torch else None
+    loss_fn = _unwrapped(loss_fn)
+    is_torch = type(loss_fn).__module__ == nn.modules.loss.__name__
+    return getattr(loss_fn, "reduction", None) if is_torch else None
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call of this very module may do more than its type says.
+
+    So it may with a hook, its own or one on all modules; with a ``forward`` put in place of its
+    type's; and compiled. Submodules are not looked at.
+    """
+    everywhere = vars(torch.nn.modules.module)
+    return (
+        any(getattr(module, name, None) or everywhere.get(f"_global{name}") for name in _HOOKS)
+        or "forward" in vars(module)
+        or getattr(module, "_compiled_call_impl", None) is not None
+    )
+
+
+# ------------------------------------------------------------------ what outputs say
+
+
+def probabilities(outputs: Tensor, loss_fn: Function) -> Tensor:
+    """Turn raw outputs, classes in dim 1, into probabilities of the same shape, as the loss does.
+
+    That is softmax over dim 1 for cross-entropy, exp for NLL, sigmoid for BCE with logits, nothing
+    for BCE. A loss without probabilities, or one of the user's own, is a ValueError.
 
     Example:
         >>> probabilities(torch.tensor([[-2.0, -2.0, 0.0]]), torch.nn.CrossEntropyLoss())
         tensor([[0.1065, 0.1065, 0.7870]])
     """
-    name = _name(loss_fn)
-    if name not in _ACTIVATIONS:
-        raise ValueError("probabilities must come from a classification loss, got mse_loss.")
-    return _ACTIVATIONS[name](outputs)
+    kind = _known(loss_fn)
+    if not has_probabilities(loss_fn):
+        raise ValueError(f"probabilities must come from a classification loss, got {kind.name}.")
+    if kind.within == "softmax":
+        return functional.softmax(outputs, dim=1)
+    if kind.within == "sigmoid":
+        return functional.sigmoid(outputs)
+    return outputs.exp() if kind.before == "log_softmax" else outputs
 
 
-def decisions(outputs: Tensor, loss_fn: Callable[..., Any]) -> Tensor:
+def has_probabilities(loss_fn: Function) -> bool:
+    """Whether a loss that torchcls knows belongs to a distribution over classes: all but MSE."""
+    kind = _known(loss_fn)
+    return kind.within is not None or kind.before is not None
+
+
+def decisions(outputs: Tensor, loss_fn: Function) -> Tensor:
     """Turn raw outputs into what they say y is.
 
-    Returns:
-        Class ids, int64, shape (n, ...) without dim 1, for cross-entropy and NLL; 0 or 1, int64,
-        same shape, for the BCE losses; the outputs themselves for MSE. Ties go to the lowest class.
-        A row (an element) that holds NaN decides nothing: -1.
-
-    Raises:
-        ValueError: If the loss is one of the user's own.
+    Class ids, int64, shape (n, ...) without dim 1, for cross-entropy and NLL; 0 or 1, int64, same
+    shape, for the BCE losses; the outputs themselves for MSE. Ties go to the lowest class. A row
+    (an element) that holds NaN decides nothing: -1. A loss of the user's own is a ValueError.
 
     Example:
         >>> decisions(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.nn.CrossEntropyLoss())
@@ -171,28 +280,20 @@ def decisions(outputs: Tensor, loss_fn: Callable[..., Any]) -> Tensor:
         tensor([[1],
                 [0]])
     """
-    name = _name(loss_fn)
-    if name == "mse_loss":
+    row = row_of(_known(loss_fn).name, outputs)
+    if row is None or row.decision == "itself":
         return outputs
-    if name in ("cross_entropy", "nll_loss"):
+    if row.decision == "argmax":
         return torch.where(outputs.isnan().any(1), -1, outputs.argmax(1))
-    p = _ACTIVATIONS[name](outputs)
+    p = probabilities(outputs, loss_fn)
     return torch.where(p.isnan(), -1, (p > 0.5).long())
 
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "cross_entropy": lambda logits: functional.softmax(logits, dim=1),
-    "nll_loss": torch.exp,
-    "binary_cross_entropy_with_logits": functional.sigmoid,
-    "binary_cross_entropy": lambda probs: probs,
-}
-
-
-def _name(loss_fn: Callable[..., Any]) -> str:
+def _known(loss_fn: Function) -> LossKind:
     known = recognise(loss_fn)
     if known is None:
         raise ValueError(
             "loss_fn must be one whose activation is known (cross_entropy, nll_loss, the two BCE "
             f"losses, mse_loss), got {loss_fn!r}. Apply your activation to .outputs yourself."
         )
-    return known.name
+    return known.kind

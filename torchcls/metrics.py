@@ -1,16 +1,16 @@
 """Classification metrics by hand: functions of (outputs, targets), and the counts behind them.
 
-Every fraction is one count divided by another: a 0-d tensor in [0, 1], on the device of the
-outputs. A loop over batches adds the counts and divides once; a mean of batch means would be wrong.
-
-What all of them share:
+Every fraction is one count divided by another: a 0-d tensor in [0, 1], of the default dtype, on the
+device of the outputs. The counts are int64 and 0-d: a loop over batches adds them and divides once;
+a mean of batch means would be wrong. What all of them share:
 
 * Ties go to the lowest class; "above the threshold" means strictly above.
 * NaN never scores: a sample (or element) with NaN in its outputs is wrong, and is counted.
 * Nothing counted (an empty split, every target ignored) gives NaN.
 * Shapes are compared first; outputs and targets are never broadcast against each other.
-* Values are checked where that is free, on the CPU: nothing here but ``confusion_matrix`` waits for
-  an accelerator. There a target outside its range is not an error but a wrong sample.
+* A TypeError says that an argument is of the wrong kind or dtype, a ValueError that a shape or a
+  value does not fit. Values are checked where that is free, on the CPU: nothing here but
+  ``confusion_matrix`` waits for an accelerator, where a target outside its range is a wrong sample.
 
 This file needs torch alone and can be copied out.
 """
@@ -21,32 +21,25 @@ from functools import partial
 import torch
 from torch import Tensor
 
+Counts = tuple[Tensor, Tensor]  # (correct, counted)
+
 # ------------------------------------------------------------------ one class out of several
 
 
 def accuracy(outputs: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
     """Fraction of samples whose highest score is at the true class, in [0, 1].
 
-    The predicted class is ``outputs.argmax(dim=1)``; ties go to the lowest class. A sample with
-    NaN in its outputs, or in its target row, is wrong.
+    The predicted class is ``outputs.argmax(dim=1)``. NaN in a target row is wrong, too.
 
     Args:
         outputs: Scores, floating point, shape (N, C), (N, C, d1, ...) or, for one sample, (C,),
             with C >= 2. Logits, log-probabilities and probabilities rank the same.
-        targets: What ``cross_entropy`` takes: class ids in [0, C - 1], int64 or uint8, of the shape
-            of ``outputs`` without C; or floating rows of the shape of ``outputs`` (one-hot or
-            soft), whose largest entry names the class. Rows need a batch dimension: (C,) against
-            (C,) is far more often C single outputs, and is refused.
-        ignore_index: Samples with this class id are left out of both counts. Class ids only.
-
-    Returns:
-        A 0-d tensor of the default dtype on the device of ``outputs``; NaN when nothing counts.
-
-    Raises:
-        TypeError: If ``outputs`` or a row of ``targets`` is not floating point, class ids are
-            neither int64 nor uint8, or ``ignore_index`` is no int.
-        ValueError: If the shapes do not fit, there is one output column, a class id is out of
-            range (CPU only), or ``ignore_index`` >= 0 comes with rows.
+        targets: Class ids in [0, C - 1], int64 or uint8, of the shape of ``outputs`` without C; or
+            floating rows of the shape of ``outputs`` (one-hot or soft), whose largest entry names
+            the class. Rows need a batch dimension: (C,) against (C,) is far more often C single
+            outputs, and is refused.
+        ignore_index: Samples with this class id, an int, are left out of both counts. Class ids
+            only: with rows it must be negative.
 
     Example:
         >>> outputs = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.4, 0.4, 0.2]])
@@ -55,14 +48,11 @@ def accuracy(outputs: Tensor, targets: Tensor, *, ignore_index: int = -100) -> T
         >>> accuracy(outputs, torch.tensor([1, 2, -100]))  # the last one is ignored: 1 / 2
         tensor(0.5000)
     """
-    correct, counted = accuracy_counts(outputs, targets, ignore_index=ignore_index)
-    return correct / counted
+    return torch.div(*accuracy_counts(outputs, targets, ignore_index=ignore_index))
 
 
-def accuracy_counts(
-    outputs: Tensor, targets: Tensor, *, ignore_index: int = -100
-) -> tuple[Tensor, Tensor]:
-    """(correct, counted) behind ``accuracy``: two int64 0-d tensors, to be added over batches."""
+def accuracy_counts(outputs: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Counts:
+    """(correct, counted) behind ``accuracy``."""
     true, counted = _true_classes(outputs, targets, ignore_index)
     predicted, clean = _argmax(outputs)
     return ((predicted == true) & clean & counted).sum(), counted.sum()
@@ -71,22 +61,18 @@ def accuracy_counts(
 def error_rate(outputs: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
     """Fraction of samples whose highest score is not at the true class, in [0, 1].
 
-    The wrong samples, counted and divided once. Arguments, errors and the rules for ties, NaN (an
-    error), ignored samples and empty input (NaN) are those of ``accuracy``.
+    Arguments and rules are those of ``accuracy``; a sample with NaN is wrong here, too.
 
     Example:
         >>> outputs = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [float("nan"), 1.0]])
         >>> error_rate(outputs, torch.tensor([1, 0, 1, 1]))  # the row with NaN is wrong: 1 / 4
         tensor(0.2500)
     """
-    wrong, counted = error_counts(outputs, targets, ignore_index=ignore_index)
-    return wrong / counted
+    return torch.div(*error_counts(outputs, targets, ignore_index=ignore_index))
 
 
-def error_counts(
-    outputs: Tensor, targets: Tensor, *, ignore_index: int = -100
-) -> tuple[Tensor, Tensor]:
-    """(wrong, counted) behind ``error_rate``: two int64 0-d tensors, to be added over batches."""
+def error_counts(outputs: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Counts:
+    """(wrong, counted) behind ``error_rate``."""
     correct, counted = accuracy_counts(outputs, targets, ignore_index=ignore_index)
     return counted - correct, counted
 
@@ -100,18 +86,7 @@ def top_k_accuracy(
     ``accuracy`` on ties too, and a model that returns one constant scores k / C on balanced classes
     (``topk`` leaves open which of the tied classes it returns).
 
-    Args:
-        outputs: Scores, as in ``accuracy``.
-        targets: Class ids or floating rows, as in ``accuracy``.
-        k: How many of the best classes to accept, in [1, C].
-        ignore_index: As in ``accuracy``.
-
-    Returns:
-        A 0-d tensor of the default dtype on the device of ``outputs``; NaN when nothing counts.
-
-    Raises:
-        TypeError: As ``accuracy``, or if ``k`` is no int.
-        ValueError: As ``accuracy``, or if ``k`` is outside [1, C].
+    ``k`` is an int in [1, C]; the other arguments are those of ``accuracy``.
 
     Example:
         >>> outputs = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.2, 0.5, 0.3]])
@@ -121,14 +96,13 @@ def top_k_accuracy(
         >>> top_k_accuracy(torch.zeros(3, 3), targets, k=2)  # ties: classes 0 and 1 lead, 1 / 3
         tensor(0.3333)
     """
-    correct, counted = top_k_counts(outputs, targets, k=k, ignore_index=ignore_index)
-    return correct / counted
+    return torch.div(*top_k_counts(outputs, targets, k=k, ignore_index=ignore_index))
 
 
 def top_k_counts(
     outputs: Tensor, targets: Tensor, *, k: int = 5, ignore_index: int = -100
-) -> tuple[Tensor, Tensor]:
-    """(correct, counted) behind ``top_k_accuracy``: two int64 0-d tensors."""
+) -> Counts:
+    """(correct, counted) behind ``top_k_accuracy``."""
     _check_int("k", k)
     true, counted = _true_classes(outputs, targets, ignore_index)
     dim = _class_dim(outputs)
@@ -141,22 +115,18 @@ def top_k_counts(
     classes = torch.arange(num_classes, device=outputs.device)
     classes = classes.reshape(-1, *[1] * (outputs.ndim - dim - 1))  # (C, 1, ...)
     ahead = (outputs > score) | ((outputs == score) & (classes < target))  # (N, C, d1, ...)
-    clean = ~outputs.isnan().any(dim)
-    return ((ahead.sum(dim) < k) & known & clean & counted).sum(), counted.sum()
+    right = (ahead.sum(dim) < k) & known & ~outputs.isnan().any(dim) & counted
+    return right.sum(), counted.sum()
 
 
 def confusion_matrix(
-    outputs: Tensor,
-    targets: Tensor,
-    *,
-    num_classes: int | None = None,
-    ignore_index: int = -100,
+    outputs: Tensor, targets: Tensor, *, num_classes: int | None = None, ignore_index: int = -100
 ) -> Tensor:
     """How often each true class (row) was predicted as each class (column).
 
     The trace over the total is ``accuracy``, a row sums to the samples of its class, and the
-    matrices of two batches add up. Ties go to the lowest class. NaN is an error: there is no column
-    for "no class", and a sample left out would go unseen.
+    matrices of two batches add up. NaN is an error: there is no column for "no class", and a sample
+    left out would go unseen. Values are checked on any device: the call waits for an accelerator.
 
     Args:
         outputs: Floating point scores as in ``accuracy``, or predicted class ids, int64 or uint8,
@@ -164,16 +134,11 @@ def confusion_matrix(
         targets: As in ``accuracy``; beside predicted ids, class ids.
         num_classes: C, the size of the matrix. Beside scores, their number of columns and nothing
             else. Beside ids, every id has to lie below it, and None means 1 + the largest id seen
-            (of both): give it whenever matrices are to be added.
+            (of both; an error where none is): give it whenever matrices are to be added.
         ignore_index: Samples with this class id are left out, whatever their outputs.
 
     Returns:
         An int64 tensor of shape (C, C) on the device of ``outputs``. All zeros if nothing counts.
-
-    Raises:
-        TypeError: If ``outputs`` or ``targets`` has another dtype, or ``num_classes`` is no int.
-        ValueError: If the shapes do not fit, a class id is out of range, a counted sample holds
-            NaN, or ``num_classes`` is not what it has to be, or missing where no id is counted.
 
     Example:
         >>> predicted, targets = torch.tensor([0, 1, 1, 2, 0]), torch.tensor([0, 1, 2, 2, 2])
@@ -181,9 +146,6 @@ def confusion_matrix(
         tensor([[1, 0, 0],
                 [0, 1, 0],
                 [1, 1, 1]])
-
-    Note:
-        Every value is checked, on any device: on an accelerator the call waits for it.
     """
     if num_classes is not None:
         _check_int("num_classes", num_classes)
@@ -191,19 +153,25 @@ def confusion_matrix(
     if outputs.is_floating_point():
         true, counted = _true_classes(outputs, targets, ignore_index, wait=True)
         dim = _class_dim(outputs)
-        if num_classes not in (None, outputs.shape[dim]):
-            raise ValueError(
-                f"num_classes must be the {outputs.shape[dim]} columns of outputs, "
-                f"got {num_classes}. Leave it out."
-            )
-        num_classes = outputs.shape[dim]
+        given, num_classes = num_classes, outputs.shape[dim]
+        if given not in (None, num_classes):
+            law = f"num_classes must be the {num_classes} columns of outputs"
+            raise ValueError(f"{law}, got {given}. Leave it out.")
         clean = ~(outputs.isnan() & counted.unsqueeze(dim))
         _check_values(clean, outputs, "outputs must not be NaN")
         _check_values(~targets.isnan(), targets, "targets must not be NaN")
         predicted = outputs.argmax(dim)
     else:
-        true, predicted, counted = _true_and_predicted(outputs, targets, ignore_index)
-        num_classes = _size_for_ids(true[counted], predicted[counted], num_classes)
+        _check_same_shape(outputs, targets)
+        _check_int("ignore_index", ignore_index)
+        predicted, true = _ids("outputs", outputs), _ids("targets", targets)
+        counted = true != ignore_index
+        if num_classes is None:
+            if not counted.any():
+                raise ValueError("num_classes must be given when no class id is counted, got None.")
+            num_classes = max(1, 1 + int(torch.maximum(true, predicted)[counted].max()))
+        elif num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
         _check_range("targets", true, counted, num_classes, f" or ignore_index={ignore_index}")
         _check_range("outputs", predicted, counted, num_classes)
     cell = true[counted] * num_classes + predicted[counted]  # row by row, (counted,)
@@ -219,26 +187,15 @@ def threshold_accuracy(
     """Fraction of outputs on the right side of the threshold, in [0, 1]: two classes, one output.
 
     The prediction is class 1 when the probability is strictly above ``threshold``, the truth when
-    the target is above 0.5: a soft target counts as the class it is nearer to, 0.5 as class 0. A
-    NaN output is wrong; no output at all gives NaN.
+    the target is above 0.5: a soft target counts as the class it is nearer to, 0.5 as class 0.
 
     Args:
-        outputs: Floating point, any shape, usually (N, 1) or (N,): probabilities (after a
-            sigmoid), or logits with ``from_logits=True``.
-        targets: Values in [0, 1] of exactly the shape of ``outputs``: floating, integer or bool.
+        outputs: Probabilities, floating point, any shape, usually (N, 1) or (N,).
+        targets: Values in [0, 1], floating, integer or bool, of exactly the shape of ``outputs``:
+            (N, 1) against (N,) would compare N x N pairs.
         threshold: A probability in [0, 1), in both cases; compared in the dtype of ``outputs``.
-        from_logits: Apply the sigmoid first. Logits that happen to lie in [0, 1] cannot be told
-            from probabilities: say so.
-
-    Returns:
-        A 0-d tensor of the default dtype on the device of ``outputs``; NaN when nothing counts.
-
-    Raises:
-        TypeError: If ``outputs`` is not floating point, ``targets`` complex, or ``threshold`` no
-            number.
-        ValueError: If the shapes differ ((N, 1) against (N,) would compare N x N pairs),
-            ``threshold`` is outside [0, 1), a target is outside [0, 1] or NaN (CPU only), or a
-            probability is outside [0, 1] (CPU only).
+        from_logits: Whether ``outputs`` are before the sigmoid. Logits that happen to lie in [0, 1]
+            cannot be told from probabilities: say so.
 
     Example:
         >>> targets = torch.tensor([[1.0], [1.0], [0.0], [0.0]])
@@ -249,18 +206,15 @@ def threshold_accuracy(
         >>> threshold_accuracy(logits, targets, from_logits=True)
         tensor(0.7500)
     """
-    correct, counted = threshold_counts(
-        outputs, targets, threshold=threshold, from_logits=from_logits
-    )
-    return correct / counted
+    counts = threshold_counts(outputs, targets, threshold=threshold, from_logits=from_logits)
+    return torch.div(*counts)
 
 
 def threshold_counts(
     outputs: Tensor, targets: Tensor, *, threshold: float = 0.5, from_logits: bool = False
-) -> tuple[Tensor, Tensor]:
-    """(correct, counted) behind ``threshold_accuracy``: two int64 0-d tensors."""
-    right = _on_the_right_side(outputs, targets, threshold, from_logits)
-    return right.sum(), _count(right)
+) -> Counts:
+    """(correct, counted) behind ``threshold_accuracy``."""
+    return multilabel_counts(outputs, targets, threshold=threshold, from_logits=from_logits)
 
 
 def multilabel_accuracy(
@@ -273,24 +227,11 @@ def multilabel_accuracy(
 ) -> Tensor:
     """Fraction of labels predicted right, or of samples with all labels right, in [0, 1].
 
-    Each label is a yes or no of its own, decided as in ``threshold_accuracy``: strictly above the
-    threshold, NaN outputs wrong, empty input NaN. Every element has the same weight.
-
-    Args:
-        outputs: Floating point, labels in dim 1 (dim 0 of a single sample): (N, C) or (C,) or
-            (N, C, d1, ...). Logits, unless ``from_logits=False``.
-        targets: Values in [0, 1] of exactly the shape of ``outputs``; above 0.5 means yes.
-        threshold: A probability in [0, 1).
-        from_logits: Apply the sigmoid first. Probabilities passed as logits cannot be seen: their
-            sigmoid is never below 0.5.
-        subset: Count samples, right only when every label is, instead of labels.
-
-    Returns:
-        A 0-d tensor of the default dtype on the device of ``outputs``; NaN when nothing counts.
-
-    Raises:
-        TypeError: As ``threshold_accuracy``.
-        ValueError: As ``threshold_accuracy``, or if ``subset`` finds no label to look at.
+    Each label is a yes or no of its own with the same weight, decided as in ``threshold_accuracy``,
+    whose arguments these are, but ``outputs`` (N, C), (C,) or (N, C, d1, ...) are logits unless
+    ``from_logits=False``. (Probabilities passed as logits cannot be seen: their sigmoid is never
+    below 0.5.) With ``subset`` it is samples that count, right only when every label is; labels lie
+    in dim 1, or dim 0 of a single sample, and none at all is a ValueError.
 
     Example:
         >>> logits = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 1.0, -0.5]])
@@ -300,10 +241,10 @@ def multilabel_accuracy(
         >>> multilabel_accuracy(logits, targets, subset=True)  # the first row is all right: 1 / 2
         tensor(0.5000)
     """
-    correct, counted = multilabel_counts(
+    counts = multilabel_counts(
         outputs, targets, threshold=threshold, from_logits=from_logits, subset=subset
     )
-    return correct / counted
+    return torch.div(*counts)
 
 
 def multilabel_counts(
@@ -313,21 +254,21 @@ def multilabel_counts(
     threshold: float = 0.5,
     from_logits: bool = True,
     subset: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """(correct, counted) behind ``multilabel_accuracy``: two int64 0-d tensors."""
+) -> Counts:
+    """(correct, counted) behind ``multilabel_accuracy``."""
     right = _on_the_right_side(outputs, targets, threshold, from_logits)
     if subset:
-        if right.ndim == 0 or right.shape[_class_dim(right)] == 0:
-            raise ValueError(
-                f"outputs must have a label for subset=True, got shape {tuple(right.shape)}."
-            )
-        right = right.all(_class_dim(right))
-    return right.sum(), _count(right)
+        shape, dim = tuple(right.shape), _class_dim(right)
+        if not shape or shape[dim] == 0:
+            raise ValueError(f"outputs must have a label for subset=True, got shape {shape}.")
+        right = right.all(dim)
+    counted = torch.full((), right.numel(), dtype=torch.int64, device=right.device)  # no copy
+    return right.sum(), counted
 
 
 # ------------------------------------------------------------------ the counts behind each fraction
 
-COUNTS: dict[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor]]] = {
+COUNTS: dict[Callable[..., Tensor], Callable[..., Counts]] = {
     accuracy: accuracy_counts,
     error_rate: error_counts,
     threshold_accuracy: threshold_counts,
@@ -336,16 +277,8 @@ COUNTS: dict[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor]]] = {
 }
 
 
-def counts_behind(metric: object) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """The counts function of one of our fractions, or None for any other metric.
-
-    A ``functools.partial`` that binds keywords keeps them.
-
-    Example:
-        >>> counts = counts_behind(partial(accuracy, ignore_index=0))
-        >>> counts(torch.tensor([[0.2, 0.8], [0.9, 0.1]]), torch.tensor([1, 0]))  # 0 is ignored
-        (tensor(1), tensor(1))
-    """
+def counts_behind(metric: object) -> Callable[..., Counts] | None:
+    """The counts behind one of our fractions, or behind a ``partial`` with keywords; else None."""
     if isinstance(metric, partial) and not metric.args:
         inner = counts_behind(metric.func)
         return None if inner is None else partial(inner, **metric.keywords)
@@ -366,21 +299,31 @@ def _argmax(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows.argmax(_class_dim(rows)), ~rows.isnan().any(_class_dim(rows))
 
 
-def _count(right: Tensor) -> Tensor:
-    """The number of elements as an int64 0-d tensor, filled in on the device without a copy."""
-    return torch.full((), right.numel(), dtype=torch.int64, device=right.device)
-
-
 def _true_classes(
     outputs: Tensor, targets: Tensor, ignore_index: int, *, wait: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Check scores and targets; give true class ids (-1: none can be right) and who counts.
-
-    Ids are checked for their range on the CPU, and everywhere if the caller may ``wait``.
-    """
-    _check_scores_and_targets(outputs, targets)
+    """Check scores and targets; give true class ids (-1: none can be right) and who counts."""
+    _check_tensors(outputs, targets, scores=True)
     _check_int("ignore_index", ignore_index)
-    if targets.shape == outputs.shape:
+    dim, shape, found = _class_dim(outputs), tuple(outputs.shape), tuple(targets.shape)
+    if not shape:
+        raise ValueError("outputs must have shape (N, C), (C,) or (N, C, d1, ...), got ().")
+    if shape[dim] < 2:
+        raise ValueError(
+            f"outputs must have a column for each of at least 2 classes, got shape {shape}. "
+            "The argmax over one column is always class 0: use threshold_accuracy."
+        )
+    if found == shape:
+        if outputs.ndim == 1:
+            raise ValueError(
+                f"targets must have shape () for one sample with scores (C,), got both of {shape}. "
+                "For one output per sample use threshold_accuracy."
+            )
+        if not targets.is_floating_point():
+            raise TypeError(
+                "targets of the shape of outputs must be floating point rows (one-hot or soft), "
+                f"got {targets.dtype}. Use targets.float(), or targets.argmax(dim=1)."
+            )
         if ignore_index >= 0:
             raise ValueError(
                 "ignore_index must be left out when targets are rows (one-hot or soft), "
@@ -388,41 +331,34 @@ def _true_classes(
             )
         true, clean = _argmax(targets)
         return torch.where(clean, true, -1), torch.ones_like(clean)
-    true = targets.long()
+    expected = shape[:dim] + shape[dim + 1 :]
+    if found != expected:
+        one_too_many = dim == 1 and found == (shape[0], 1, *shape[2:])
+        raise ValueError(
+            f"targets must have shape {expected} as class ids to go with outputs {shape}"
+            f"{', or the same shape as rows' if dim == 1 else ''}, got {found}."
+            f"{' Use targets.squeeze(1).' if one_too_many else ''}"
+        )
+    true = _ids("targets", targets)
     counted = true != ignore_index
     if wait or targets.device.type == "cpu":
-        num_classes = outputs.shape[_class_dim(outputs)]
-        _check_range("targets", true, counted, num_classes, f" or ignore_index={ignore_index}")
+        _check_range("targets", true, counted, shape[dim], f" or ignore_index={ignore_index}")
     return true, counted
 
 
-def _true_and_predicted(
-    outputs: Tensor, targets: Tensor, ignore_index: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check_same_shape(outputs, targets)
-    _check_id_dtype("outputs", outputs)
-    _check_id_dtype("targets", targets)
-    _check_int("ignore_index", ignore_index)
-    true = targets.long()
-    return true, outputs.long(), true != ignore_index
-
-
-def _size_for_ids(true: Tensor, predicted: Tensor, num_classes: int | None) -> int:
-    if num_classes is None:
-        if true.numel() == 0:
-            raise ValueError("num_classes must be given when no class id is counted, got None.")
-        return max(1, 1 + int(torch.cat([true, predicted]).max()))
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
-    return num_classes
+def _ids(name: str, ids: Tensor) -> Tensor:
+    if ids.dtype not in (torch.int64, torch.uint8):
+        raise TypeError(
+            f"{name} must be class ids of dtype int64 or uint8, got {ids.dtype}. Use {name}.long()."
+        )
+    return ids.long()
 
 
 def _on_the_right_side(
     outputs: Tensor, targets: Tensor, threshold: float, from_logits: bool
 ) -> Tensor:
     """Element by element: whether outputs and targets say the same; False where either is NaN."""
-    _check_tensors(outputs, targets)
-    _check_floating(outputs)
+    _check_tensors(outputs, targets, scores=True)
     _check_same_shape(outputs, targets)
     if targets.is_complex():
         raise TypeError(f"targets must be floating point, integer or bool, got {targets.dtype}.")
@@ -434,27 +370,21 @@ def _on_the_right_side(
     if targets.device.type == "cpu":
         _check_values(known, targets, "targets must be in [0, 1]")
     if outputs.device.type == "cpu" and not from_logits:
-        _check_values(
-            ~((outputs < 0) | (outputs > 1)),  # NaN passes, and is wrong
-            outputs,
-            "outputs must be probabilities in [0, 1]",
-            " Pass from_logits=True if they are raw scores.",
-        )
+        fits = ~((outputs < 0) | (outputs > 1))  # NaN passes, and is wrong
+        law = "outputs must be probabilities in [0, 1]"
+        _check_values(fits, outputs, law, " Pass from_logits=True if they are raw scores.")
     probabilities = outputs.sigmoid() if from_logits else outputs
     same = (probabilities > threshold) == (targets > 0.5)
     return same & ~outputs.isnan() & known
 
 
-def _check_tensors(outputs: Tensor, targets: Tensor) -> None:
+def _check_tensors(outputs: Tensor, targets: Tensor, *, scores: bool = False) -> None:
     for name, value in (("outputs", outputs), ("targets", targets)):
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"{name} must be a tensor, got {type(value).__name__}. Use torch.as_tensor({name})."
             )
-
-
-def _check_floating(outputs: Tensor) -> None:
-    if not outputs.is_floating_point():
+    if scores and not outputs.is_floating_point():
         raise TypeError(
             f"outputs must be floating point scores, got {outputs.dtype}. "
             "Pass what the model returns, outputs first and targets second."
@@ -464,48 +394,6 @@ def _check_floating(outputs: Tensor) -> None:
 def _check_int(name: str, value: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {value!r}.")
-
-
-def _check_id_dtype(name: str, ids: Tensor) -> None:
-    if ids.dtype not in (torch.int64, torch.uint8):
-        raise TypeError(
-            f"{name} must be class ids of dtype int64 or uint8, got {ids.dtype}. Use {name}.long()."
-        )
-
-
-def _check_scores_and_targets(outputs: Tensor, targets: Tensor) -> None:
-    """Shapes and dtypes of outputs (N, C, d1, ...) with ids (N, d1, ...) or rows like outputs."""
-    _check_tensors(outputs, targets)
-    _check_floating(outputs)
-    dim, shape = _class_dim(outputs), tuple(outputs.shape)
-    if outputs.ndim == 0:
-        raise ValueError("outputs must have shape (N, C), (C,) or (N, C, d1, ...), got ().")
-    if shape[dim] < 2:
-        raise ValueError(
-            f"outputs must have a column for each of at least 2 classes, got shape {shape}. "
-            "The argmax over one column is always class 0: use threshold_accuracy."
-        )
-    if targets.shape == outputs.shape:
-        if outputs.ndim == 1:
-            raise ValueError(
-                f"targets must have shape () for one sample with scores (C,), got both of {shape}. "
-                "For one output per sample use threshold_accuracy."
-            )
-        if not targets.is_floating_point():
-            raise TypeError(
-                "targets of the shape of outputs must be floating point rows (one-hot or soft), "
-                f"got {targets.dtype}. Use targets.float(), or targets.argmax(dim=1)."
-            )
-        return
-    expected, found = shape[:dim] + shape[dim + 1 :], tuple(targets.shape)
-    if found != expected:
-        one_too_many = dim == 1 and found == (shape[0], 1, *shape[2:])
-        raise ValueError(
-            f"targets must have shape {expected} as class ids to go with outputs {shape}"
-            f"{', or the same shape as rows' if dim == 1 else ''}, got {found}."
-            f"{' Use targets.squeeze(1).' if one_too_many else ''}"
-        )
-    _check_id_dtype("targets", targets)
 
 
 def _check_same_shape(outputs: Tensor, targets: Tensor) -> None:

@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
 )
 
-Schedule = Callable[[float], tuple[float, float]]
+from torchcls.history import Record
+from torchcls.run import Schedule
 
 _NORMS = (
     nn.BatchNorm1d,
@@ -110,7 +111,7 @@ def check_optimizer(optimizer: Any) -> None:
         )
 
 
-def one_cycle() -> Schedule:
+def one_cycle() -> Callable[[float], tuple[float, float]]:
     """fastai's one-cycle policy: a function of progress in [0, 1).
 
     Over the first quarter of the batches the scale of the learning rate rises along a cosine from
@@ -148,36 +149,7 @@ def _between(start: float, end: float, share: float) -> float:
     return start + (end - start) * share
 
 
-class Pace:
-    """What a schedule does to an optimizer: nothing at all, in this one."""
-
-    def during_epoch(self, epoch: int, steps: int = 0) -> Any:
-        """A context around the steps of one epoch, of which some were taken already."""
-        return _nothing()
-
-    def before_step(self) -> None:
-        """Called before every step."""
-
-    def after_step(self) -> None:
-        """Called after every step."""
-
-    def after_epoch(self, valid_loss: float | None) -> None:
-        """Called after every epoch with its validation loss."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What moves from step to step, beside the optimizer."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state; the optimizer has its own back already."""
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-class _ByProgress(Pace):
+class _ByProgress(Schedule):
     """A function of progress. Each group has its own lr and momentum back between epochs."""
 
     def __init__(
@@ -225,7 +197,7 @@ class _ByProgress(Pace):
         self._done += 1
 
 
-class _Torch(Pace):
+class _Torch(Schedule):
     def __init__(self, scheduler: LRScheduler) -> None:
         self._scheduler = scheduler
 
@@ -243,17 +215,16 @@ class _EachStep(_Torch):
 
 
 class _EachEpoch(_Torch):
-    def after_epoch(self, valid_loss: float | None) -> None:
+    def after_epoch(self, record: Record) -> None:
         if isinstance(self._scheduler, ReduceLROnPlateau):
-            assert valid_loss is not None  # pace_of has asked for a validation set
-            self._scheduler.step(valid_loss)
+            self._scheduler.step(record["valid_loss"])  # schedule_of has asked for validation
         else:
             self._scheduler.step()
 
 
-def pace_of(
+def schedule_of(
     schedule: Any, optimizer: Optimizer, *, epochs: int, steps: int | None, has_valid: bool
-) -> Pace:
+) -> Schedule:
     """Say when a schedule is to be asked.
 
     Args:
@@ -271,7 +242,7 @@ def pace_of(
             needs one, too few steps in a ``OneCycleLR``, no validation set for a plateau.
     """
     if schedule is None:
-        return Pace()
+        return Schedule()
     if isinstance(schedule, LRScheduler):
         if schedule.optimizer is not optimizer:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The precision a model runs in: a context around its forward, and loss scaling for float16."""
+"""Half precision: a context around a model's forward, and loss scaling for float16."""
 
 from typing import Any
 
@@ -6,31 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torchcls.layers import Forward
-from torchcls.structure import mapped
-
-
-class Precision:
-    """float32: everything as the model has it."""
-
-    def outputs(self, forward: Forward, inputs: Any) -> Any:
-        """Run a model."""
-        return forward(inputs)
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss."""
-        loss.backward()
-
-    def step(self, optimizer: Optimizer) -> None:
-        """Let the optimizer step on the gradients."""
-        optimizer.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What moves from step to step: the scale of the loss, where there is one."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+from torchcls.batches import mapped
+from torchcls.step import Forward, Precision
 
 
 class _Mixed(Precision):
@@ -55,8 +32,9 @@ class _Mixed(Precision):
 class _Scaled(_Mixed):
     """float16, whose small gradients would vanish: the loss is scaled up, the gradients down again.
 
-    A step whose gradients overflow is skipped and the scale is halved. A fused optimizer, as
-    the default one, does that without a wait for the accelerator.
+    They are scaled down before the optimizer's step, so that clipping and hooks see true gradients.
+    A step whose gradients overflow is skipped and the scale is halved. A fused optimizer, as the
+    default one, does that without a wait for the accelerator.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -67,6 +45,10 @@ class _Scaled(_Mixed):
     def backward(self, loss: Tensor) -> None:
         self._scaler.scale(loss).backward()
         self._has_gradients = True
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        if self._has_gradients:
+            self._scaler.unscale_(optimizer)
 
     def step(self, optimizer: Optimizer) -> None:
         if self._has_gradients:

@@ -1,7 +1,7 @@
 """The training step, the mechanism behind every exact number: a list of pieces and one total."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,101 +13,205 @@ from torchcls.averaging import (
     Averaging,
     Count,
     Sum,
+    averaging_of,
     fraction,
     is_fraction,
     one_loss,
     one_number,
+    wide,
 )
-from torchcls.layers import Forward
-from torchcls.pieces import Pair, Pieces
-from torchcls.precision import Precision
-from torchcls.structure import num_samples
+from torchcls.batches import Pair, check_whole_number, num_samples, split, to_device
 
 Loss = Callable[[Any, Any], Any]
+Forward = Callable[[Any], Any]
 
 
 @dataclass(slots=True)
-class Seen:
-    """What went through a step.
+class Taken:
+    """What a step saw.
 
     Attributes:
-        inputs: What the model was given.
-        targets: What the loss was given.
-        outputs: What the model gave, with its graph.
+        loss: What the loss function gave for the whole batch, 0-d, without its graph.
+        mean: The loss as it is reported: a number on the CPU, a 0-d tensor elsewhere.
+        numerator: What the batch adds to the numerator of an epoch's mean.
+        count: What it adds to the denominator.
+        inputs: The first piece of the batch; the whole batch where it was not cut.
+        targets: Of the same piece.
+        outputs: Of the same piece, with their graph.
+        batch: The whole batch.
     """
 
+    loss: Tensor
+    mean: Count
+    numerator: Count
+    count: Count
     inputs: Any
     targets: Any
     outputs: Any
+    batch: Pair
+
+
+class Pieces:
+    """Cuts every batch into pieces of ``size`` samples; None leaves it whole."""
+
+    def __init__(self, model: nn.Module, size: int | None = None) -> None:
+        self._model = model
+        self.size = size
+
+    def renew(self, averaging: Averaging | None = None) -> None:
+        """Look at the model and at how its loss averages, at the start of a pass."""
+
+    def cut(self, batch: Pair) -> tuple[Forward, list[Pair]]:
+        """Give what to call on the inputs of each piece, and the pieces."""
+        if self.size is None:
+            return self._model, [batch]
+        inputs, targets = num_samples(batch[0]), num_samples(batch[1])
+        if inputs != targets:
+            raise ValueError(
+                "a batch must have as many inputs as targets to be cut by micro_batch, "
+                f"got {inputs} inputs and {targets} targets."
+            )
+        return self._model, split(batch, self.size)
+
+    def outputs(self, inputs: Any) -> Any:
+        """The outputs of a whole batch, without gradients."""
+        return self._model(inputs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How batches are cut from here on."""
+        return {"size": self.size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Cut as before."""
+        self.size = state["size"]
+
+
+def check_micro_batch(micro_batch: Any, *, may_be_auto: bool = False) -> None:
+    """Check that ``micro_batch`` is None, a whole number above 0, or "auto" where it may be."""
+    if micro_batch is None or (micro_batch == "auto" and may_be_auto):
+        return
+    if isinstance(micro_batch, str):
+        other = "'auto', " if may_be_auto else ""
+        fix = " 'auto' is for tc.fit and tc.epochs." if micro_batch == "auto" else ""
+        raise TypeError(
+            f"micro_batch must be {other}None or a whole number, got {micro_batch!r}.{fix}"
+        )
+    check_whole_number("micro_batch", micro_batch, at_least=1)
+
+
+class Precision:
+    """What a model runs in: float32, that is everything as the model has it."""
+
+    def outputs(self, forward: Forward, inputs: Any) -> Any:
+        """Run a model."""
+        return forward(inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss."""
+        loss.backward()
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Make the gradients the true ones, before anyone clips them or steps on them."""
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Let the optimizer step on the gradients."""
+        optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What moves from step to step: the scale of the loss, where there is one."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
 
 
 class Step:
-    """Takes the steps of one run or epoch: each on a batch, cut as ``pieces`` says.
+    """Takes the steps of a run: each on one batch, cut as ``pieces`` says.
 
     Args:
         model: Any module.
         loss_fn: Called as ``loss_fn(outputs, targets)``.
-        averaging: How that loss averages.
-        pieces: How a batch is cut.
-        precision: What the model runs in.
+        device: Where the batches will be, to take the loss's weights there; None leaves them.
+        pieces: How a batch is cut; None leaves it whole.
+        precision: What the model runs in; None is float32.
+        clip_norm: The largest global norm of the gradients; longer ones are scaled down to it.
     """
 
     def __init__(
         self,
         model: nn.Module,
         loss_fn: Loss,
-        averaging: Averaging,
-        pieces: Pieces,
+        *,
+        device: torch.device | None = None,
+        pieces: Pieces | None = None,
         precision: Precision | None = None,
+        clip_norm: float | None = None,
     ) -> None:
-        self._model, self._loss_fn, self._averaging = model, loss_fn, averaging
-        self._pieces = pieces
-        self._precision = precision or Precision()
-        self._is_trusted = averaging.name is not None  # another loss is tested where it is cut
-        self._seen: tuple[Any, Any, Any] = (None, None, None)
+        self._given_loss, self._device, self._clip_norm = loss_fn, device, clip_norm
+        self.pieces, self.precision = pieces or Pieces(model), precision or Precision()
+        self.renew()
 
-    @property
-    def seen(self) -> Seen:
-        """The first piece of a batch, between its backward pass and the optimizer's step."""
-        return Seen(*self._seen)
+    def renew(self) -> None:
+        """Ask how the loss averages, at the start of a pass: its class weights may have changed."""
+        loss_fn, device = self._given_loss, self._device
+        self.loss_fn = loss_fn if device is None else loss_on(loss_fn, device)
+        self._averaging = averaging_of(self.loss_fn)
+        self._is_trusted = self._averaging.name is not None  # others are tested where they are cut
+        self.pieces.renew(self._averaging)
 
-    def take(self, batch: Pair, optimizer: Optimizer) -> tuple[Tensor, Count]:
-        """Take one optimizer step on one batch; returns its loss and what the batch counts."""
-        loss, count = self.gradients(batch, optimizer)
-        self.update(optimizer)
-        return loss, count
-
-    def gradients(self, batch: Pair, optimizer: Optimizer) -> tuple[Tensor, Count]:
+    def gradients(self, batch: Pair, optimizer: Optimizer) -> Taken:
         """The first half of a step: the gradients of one batch and no others."""
-        _clear_gradients(optimizer)
+        if getattr(optimizer.zero_grad, "__func__", None) is not Optimizer.zero_grad:
+            optimizer.zero_grad()
+        else:  # the same without the profiler's record around torch's own: a tenth of a small step
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
         return self.backward(batch)
 
-    def update(self, optimizer: Optimizer) -> None:
-        """The second half: the optimizer steps."""
-        self._seen = (None, None, None)
-        self._precision.step(optimizer)
+    def update(self, optimizer: Optimizer, hold: Tensor | None = None) -> None:
+        """The second half: clip the true gradients, and let the optimizer step.
 
-    def backward(self, batch: Pair) -> tuple[Tensor, Count]:
-        """Add a batch's gradients, piece by piece; returns its loss and what the batch counts."""
-        forward, pieces = self._pieces.cut(batch)
+        Args:
+            optimizer: The optimizer.
+            hold: A 0-d tensor that is 1 where a fused optimizer is to skip this step, which is how
+                a GradScaler tells it without a wait; None lets any optimizer step.
+        """
+        self.precision.unscale(optimizer)
+        if self._clip_norm is not None:
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(held, self._clip_norm)
+        if hold is None:
+            self.precision.step(optimizer)
+            return
+        told: Any = optimizer
+        told.found_inf = hold
+        try:
+            self.precision.step(optimizer)
+        finally:
+            del told.found_inf
+
+    def backward(self, batch: Pair) -> Taken:
+        """Add a batch's gradients, piece by piece."""
+        forward, pieces = self.pieces.cut(batch)
         if len(pieces) != 1:
             return self._backward_in_pieces(forward, pieces, batch)
         inputs, targets = pieces[0]
-        outputs = self._precision.outputs(forward, inputs)
-        self._seen = (
-            inputs,
-            targets,
-            outputs,
-        )  # made into a Seen for who asks: each step comes here
+        averaging = self._averaging
+        outputs = self.precision.outputs(forward, inputs)
         # The loss as it is: one piece keeps the very bits of the plain loop.
-        loss, count = one_loss(self._loss_fn(outputs, targets), self._averaging.count(targets))
+        loss, count = one_loss(self.loss_fn(outputs, targets), averaging.count(targets))
         loss = zero_where_nothing_counts(loss, outputs, count)
-        self._precision.backward(loss)
-        return loss.detach(), count
+        self.precision.backward(loss)
+        loss = loss.detach()
+        mean = wide(averaging.reported(loss, count))
+        if averaging.numerator is None:
+            numerator = mean * count
+        else:
+            numerator = wide(averaging.numerator(outputs.detach(), targets))
+        return Taken(loss, mean, numerator, count, inputs, targets, outputs, batch)
 
-    def _backward_in_pieces(
-        self, forward: Forward, pieces: list[Pair], batch: Pair
-    ) -> tuple[Tensor, Count]:
+    def _backward_in_pieces(self, forward: Forward, pieces: list[Pair], batch: Pair) -> Taken:
         averaging = self._averaging
         if not averaging.may_be_cut(batch[1]):
             raise ValueError(
@@ -116,138 +220,73 @@ class Step:
             )
         counts = [averaging.count(targets) for _, targets in pieces]
         total: Count = sum(counts)
-        whole = Sum()
+        whole, numerators = Sum(), Sum()
+        fractions: list[tuple[Tensor, Tensor]] = []
         kept: list[Any] = []
+        first: Any = (*batch, None)
+        loss = torch.zeros(())
         for i, ((inputs, targets), count) in enumerate(zip(pieces, counts, strict=True)):
-            outputs = self._precision.outputs(forward, inputs)
-            if i == 0:
-                self._seen = (inputs, targets, outputs)
+            outputs = self.precision.outputs(forward, inputs)
+            first = (inputs, targets, outputs) if i == 0 else first
             if averaging.is_elementwise:
                 _check_same_shape(outputs, targets)
-            result = self._loss_fn(outputs, targets)
-            if i == 0 and is_fraction(result):
-                return self._backward_of_fractions(result, forward, pieces)
+            result = self.loss_fn(outputs, targets)
+            if is_fraction(result):
+                fractions.append(fraction(result))
+                continue
             if averaging.numerator is None:
                 loss = one_number(result) * averaging.share(count, total)
+                loss = zero_where_nothing_counts(loss, outputs, count)
             else:
-                loss = averaging.numerator(outputs, targets) * averaging.share(1, total)
-                count = total
-            loss = zero_where_nothing_counts(loss, outputs, count)
-            self._precision.backward(loss)
+                numerator = averaging.numerator(outputs, targets)
+                numerators.add(wide(numerator))
+                loss = numerator * averaging.share(1, total)
+                loss = zero_where_nothing_counts(loss, outputs, total)
+            self.precision.backward(loss)
             whole.add(loss)
             if not self._is_trusted:
                 kept.append(outputs.detach() if isinstance(outputs, Tensor) else outputs)
-        if not pieces:  # a batch without a sample
-            return torch.zeros(()), total
-        mean = _as_loss(whole.added(), loss)
+        if fractions:  # their total is known only now, so none could go backward before
+            parts = zip(*fractions, strict=True)
+            loss, total = one_loss(tuple(sum(map(_wide_enough, part)) for part in parts), 0)
+            loss = zero_where_nothing_counts(loss, None, total)
+            self.precision.backward(loss)
+            whole.add(loss)
+        # Half precision cannot tell a sum.
+        dtype = torch.promote_types(loss.dtype, torch.float32)
+        summed = torch.as_tensor(whole.added(), dtype=dtype, device=loss.device)
         if kept:
-            check_pieces_add_up(mean, kept, batch[1], self._loss_fn)
+            _check_pieces_add_up(summed, kept, batch[1], self.loss_fn)
             # A batch may pass by chance, and on the CPU every one is looked at. To look is to wait
             # for an accelerator: there the first one has to do.
             self._is_trusted = loss.device.type != "cpu"
-        return mean, total
+        mean = wide(averaging.reported(summed, total))
+        added = mean * total if averaging.numerator is None else numerators.added()
+        inputs, targets, outputs = first
+        return Taken(summed, mean, added, total, inputs, targets, outputs, batch)
 
-    def _backward_of_fractions(
-        self, result: Any, forward: Forward, pieces: list[Pair]
-    ) -> tuple[Tensor, Count]:
-        """A loss that returns (numerator, denominator): its total is known after the last piece.
+    def state_dict(self) -> dict[str, Any]:
+        """What moves from step to step, beside weights and optimizer."""
+        return {"precision": self.precision.state_dict(), "pieces": self.pieces.state_dict()}
 
-        So the gradients of the numerators are added up beside those that were there before, and
-        divided at the end. Each is divided by the number of samples on the way, since float16 ends
-        at 65504.
-        """
-        n = sum(num_samples(targets) for _, targets in pieces)
-        whole, total = Sum(), Sum()
-        with _beside_the_old_gradients(self._parameters()) as (set_aside, multiply):
-            for i, (inputs, targets) in enumerate(pieces):
-                if i > 0:
-                    outputs = self._precision.outputs(forward, inputs)
-                    result = self._loss_fn(outputs, targets)
-                numerator, denominator = fraction(result)
-                set_aside(_leaves(numerator))
-                self._precision.backward(numerator / n)
-                whole.add(numerator)
-                total.add(denominator)
-            count = total.added()
-            share: Any  # of nothing at all, nothing
-            if isinstance(count, Tensor):  # on an accelerator, where nobody reads it
-                share = torch.where(torch.as_tensor(count != 0), 1 / count, 0)
-            else:
-                share = 1 / count if count else 0
-            multiply(n * share)
-        return _as_loss(whole.added() * share, numerator), count
-
-    def _parameters(self) -> Iterator[nn.Parameter]:
-        for module in (self._model, self._loss_fn):
-            if isinstance(module, nn.Module):
-                yield from module.parameters()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.precision.load_state_dict(state["precision"])
+        self.pieces.load_state_dict(state["pieces"])
 
 
-def _leaves(loss: Tensor) -> Iterator[Tensor]:
-    """The tensors that a loss has gradients for: whatever it was computed from."""
-    seen = set()
-    left: list[Any] = [loss.grad_fn]
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if type(node).__name__ == "AccumulateGrad":
-            yield node.variable
-        left.extend(following for following, _ in node.next_functions)
+def loss_on(loss_fn: Loss, device: torch.device) -> Loss:
+    """The loss with its weights on a device: a module is moved, a partial made anew."""
+    if isinstance(loss_fn, nn.Module):
+        return loss_fn.to(device)
+    if isinstance(loss_fn, functools.partial):
+        keywords = to_device(loss_fn.keywords, device)
+        return functools.partial(loss_fn.func, *loss_fn.args, **keywords)
+    return loss_fn
 
 
-def _as_loss(value: Count, like: Tensor) -> Tensor:
-    """A sum as a 0-d tensor; of losses in half precision as float32, which can tell it."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return torch.as_tensor(value, dtype=dtype, device=like.device)
-
-
-def _clear_gradients(optimizer: Optimizer) -> None:
-    """``zero_grad``, without the profiler's record around torch's own: a tenth of a small step."""
-    if getattr(optimizer.zero_grad, "__func__", None) is not Optimizer.zero_grad:
-        optimizer.zero_grad()
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
-
-
-SetAside = Callable[[Iterable[Tensor]], None]
-
-
-@contextmanager
-def _beside_the_old_gradients(
-    parameters: Iterable[Tensor],
-) -> Iterator[tuple[SetAside, Callable[[Any], None]]]:
-    """Collect new gradients beside the old ones, which are put back if something raises.
-
-    Yields:
-        A function that sets the gradients of further tensors aside, and one that multiplies the new
-        gradients and adds them to the old ones.
-    """
-    before: dict[Tensor, Tensor | None] = {}  # tensors hash by identity
-
-    def set_aside(leaves: Iterable[Tensor]) -> None:
-        for leaf in leaves:
-            if leaf not in before:
-                before[leaf], leaf.grad = leaf.grad, None
-
-    def multiply(factor: Any) -> None:
-        for leaf, old in before.items():
-            new = None if leaf.grad is None else leaf.grad.mul_(factor)
-            if old is None or new is None:
-                leaf.grad = old if new is None else new
-            else:  # a sparse one takes no dense one in
-                leaf.grad = new + old if old.is_sparse else old.add_(new)
-
-    set_aside(parameters)
-    try:
-        yield set_aside, multiply
-    except BaseException:
-        for leaf, old in before.items():
-            leaf.grad = old
-        raise
+def _wide_enough(number: Tensor) -> Tensor:
+    return number.to(torch.promote_types(number.dtype, torch.float32))
 
 
 def _check_same_shape(outputs: Any, targets: Tensor) -> None:
@@ -259,7 +298,7 @@ def _check_same_shape(outputs: Any, targets: Tensor) -> None:
         )
 
 
-def check_pieces_add_up(whole: Tensor, outputs: list[Any], targets: Any, loss_fn: Loss) -> None:
+def _check_pieces_add_up(whole: Tensor, outputs: list[Any], targets: Any, loss_fn: Loss) -> None:
     """Hold the sum of the pieces against the loss of the whole batch, before the optimizer steps.
 
     Raises:

@@ -1,15 +1,23 @@
 """Warnings that point at the line of the user's own that led to them."""
 
+import contextlib
 import sys
 import warnings
 from pathlib import Path
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parent / "_")[
+    :-1
+]  # with the separator: a folder beside it is not ours
 
 
 def warn(message: str) -> None:
-    """Warn with the first frame outside this package as the place."""
+    """Warn with the user's frame as the place: behind this package, contextlib and tqdm."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and _is_passed_over(frame.f_code.co_filename):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def _is_passed_over(filename: str) -> bool:
+    is_tqdm = "tqdm" in Path(filename).parts
+    return filename.startswith(_PACKAGE) or filename == contextlib.__file__ or is_tqdm

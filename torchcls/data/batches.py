@@ -1,23 +1,34 @@
 """Tensors in memory, cut into batches."""
 
 import copy
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from torchcls.arguments import check_whole_number
-from torchcls.data.generators import seeded_generator
+from torchcls.batches import check_whole_number
+
+
+def seeded_generator(*numbers: int) -> torch.Generator:
+    """A generator of its own for each tuple of whole numbers >= 0, however large or alike."""
+    mixed = np.random.SeedSequence(numbers).generate_state(1)  # torch's generator uses 32 bits
+    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 class Batches:
     """In-memory tensors cut into ``(inputs, targets)`` batches; re-iterable, with a length.
 
     The order of the samples depends on ``(seed, epoch)`` and on nothing else: not on the
-    device, not on what ran before, not on the global random state, which is left alone.
-    Iterating does not advance ``epoch``: a second pass repeats the first one, and training
-    loops advance it themselves.
+    device and not on the global random state, which is left alone.
+
+    A pass that is begun with gradients enabled is a training pass: when it comes to its end,
+    ``epoch`` moves on by one, so that the next pass takes another order. One that is broken
+    off leaves ``epoch`` as it is, and so does every pass under ``torch.no_grad()`` or
+    inference mode: evaluation and prediction go through everything from the start, in the
+    same order again and again, and move nothing.
 
     Storage keeps its dtype, so uint8 images take a quarter of the memory of float32 ones;
     ``transform`` turns each cut batch into what the model takes. Without shuffling and
@@ -35,8 +46,8 @@ class Batches:
             pair that is handed out.
 
     Attributes:
-        epoch: At least 0, 0 at first. Set it to choose the order of the next pass. The
-            arguments are attributes, too.
+        epoch: At least 0, 0 at first. Set it to choose the order of the next pass, which
+            then begins at its start. The arguments are attributes, too.
 
     Raises:
         TypeError: If ``inputs`` or ``targets`` is no tensor, a number is not whole,
@@ -54,6 +65,8 @@ class Batches:
         ...     print(inputs.tolist(), targets.tolist())
         [[0.0], [0.20000000298023224]] [0, 1]
         [[1.0]] [1]
+        >>> batches.epoch  # that was a whole pass with gradients enabled
+        1
     """
 
     def __init__(
@@ -77,7 +90,7 @@ class Batches:
         self.seed = check_whole_number("seed", seed, at_least=0)
         self.drop_last = drop_last
         self.transform = transform
-        self.epoch = 0
+        self._position = _Position()
         if len(self) == 0:
             raise ValueError(
                 f"batch_size must be at most the number of samples when drop_last=True, got "
@@ -87,22 +100,52 @@ class Batches:
     @property
     def epoch(self) -> int:
         """The number of the pass, which chooses its order; 0 at first."""
-        return self._epoch
+        return self._position.epoch
 
     @epoch.setter
     def epoch(self, value: int) -> None:
-        self._epoch = check_whole_number("epoch", value, at_least=0)
+        self._position.move_to(check_whole_number("epoch", value, at_least=0))
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the training pass at hand stands.
+
+        Returns:
+            ``{"epoch": e, "batch": k}``: k batches of epoch e are handed out. Between two
+            training passes k is 0 and e the epoch of the next one.
+        """
+        return {"epoch": self._position.epoch, "batch": self._position.batch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Have the next training pass begin where ``state_dict`` stood.
+
+        It starts at batch k of epoch e; those before are neither cut nor transformed again. Its
+        end is the usual one, and the pass after it is whole.
+
+        Args:
+            state: What ``state_dict`` gave, for the same data and batch size.
+
+        Raises:
+            TypeError: If a number in it is not whole.
+            ValueError: If a number is below 0, or k above the number of batches.
+        """
+        epoch = check_whole_number("epoch", state["epoch"], at_least=0)
+        batch = check_whole_number("batch", state["batch"], at_least=0)
+        if batch > len(self):
+            raise ValueError(f"batch must be at most the {len(self)} of a pass, got {batch}.")
+        self._position.move_to(epoch, batch)
 
     def to(self, device: str | torch.device) -> "Batches":
         """The same batches in the same order, with the tensors stored on a device.
 
         A transform then gets tensors that lie there, so what it draws or looks up must as well.
+        From then on either counts its own epochs.
 
         Args:
             device: Where to keep the tensors; those that are there already are shared, not copied.
         """
         moved = copy.copy(self)
         moved.inputs, moved.targets = self.inputs.to(device), self.targets.to(device)
+        moved._position = copy.copy(self._position)
         return moved
 
     def __len__(self) -> int:
@@ -110,11 +153,25 @@ class Batches:
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        cuts = self._shuffled_cuts() if self.shuffle else self._cuts_in_order()
-        if self.transform is None:
-            yield from cuts
+        position = self._position
+        if not torch.is_grad_enabled():
+            yield from self._pass(position.epoch, 0)
             return
-        for inputs, targets in cuts:
+        start, position.start = position.start, 0
+        moves = position.moves
+        for number, pair in enumerate(self._pass(position.epoch, start), start=start + 1):
+            if position.moves == moves:
+                position.batch = number
+            yield pair
+        if position.moves == moves:  # nobody has chosen another epoch meanwhile
+            position.move_to(position.epoch + 1)
+
+    def _pass(self, epoch: int, start: int) -> Iterator[tuple[Any, Any]]:
+        """The pairs of an epoch from batch ``start`` on."""
+        for inputs, targets in self._cuts(epoch, start):
+            if self.transform is None:
+                yield inputs, targets
+                continue
             if not self.shuffle:  # views: a transform that writes in place must not reach the data
                 inputs, targets = inputs.clone(), targets.clone()
             pair = self.transform(inputs, targets)
@@ -125,6 +182,23 @@ class Batches:
                 )
             yield pair[0], pair[1]
 
+    def _cuts(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        size = self.batch_size
+        slices = [slice(i * size, (i + 1) * size) for i in range(start, len(self))]
+        if not self.shuffle:
+            for cut in slices:
+                yield self.inputs[cut], self.targets[cut]
+            return
+        generator = seeded_generator(self.seed, epoch)
+        order = torch.randperm(len(self.inputs), generator=generator, device="cpu")
+        rows = order.to(self.inputs.device)  # moved once per epoch, not once per batch
+        target_rows = order.to(self.targets.device)
+        for cut in slices:
+            yield (
+                self.inputs.index_select(0, rows[cut]),
+                self.targets.index_select(0, target_rows[cut]),
+            )
+
     def __repr__(self) -> str:
         transform = self.transform
         return (
@@ -134,25 +208,19 @@ class Batches:
             f"epoch={self.epoch})"
         )
 
-    def _starts(self) -> range:
-        return range(0, len(self) * self.batch_size, self.batch_size)
 
-    def _cuts_in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in self._starts():
-            stop = start + self.batch_size
-            yield self.inputs[start:stop], self.targets[start:stop]
+@dataclasses.dataclass
+class _Position:
+    """Where training stands; shared with a copy that stands in for the first one."""
 
-    def _shuffled_cuts(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = seeded_generator(self.seed, self.epoch)
-        order = torch.randperm(len(self.inputs), generator=generator, device="cpu")
-        rows = order.to(self.inputs.device)  # moved once per epoch, not once per batch
-        target_rows = order.to(self.targets.device)
-        for start in self._starts():
-            stop = start + self.batch_size
-            yield (
-                self.inputs.index_select(0, rows[start:stop]),
-                self.targets.index_select(0, target_rows[start:stop]),
-            )
+    epoch: int = 0
+    batch: int = 0  # handed out by the training pass at hand
+    start: int = 0  # of the next training pass
+    moves: int = 0  # tells a pass that was begun before the last move
+
+    def move_to(self, epoch: int, batch: int = 0) -> None:
+        self.epoch, self.batch, self.start = epoch, batch, batch
+        self.moves += 1
 
 
 def _check_tensors(inputs: Tensor, targets: Tensor) -> None:

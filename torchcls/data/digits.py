@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import SupportsIndex
 
-from torchcls.arguments import check_whole_number
+from torchcls.batches import check_whole_number
 
 
 def check_digits(classes: Iterable[SupportsIndex]) -> tuple[int, ...]:

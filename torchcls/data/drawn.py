@@ -8,9 +8,9 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from torchcls.arguments import check_whole_number
+from torchcls.batches import check_whole_number
+from torchcls.data.batches import seeded_generator
 from torchcls.data.digits import check_digits
-from torchcls.data.generators import seeded_generator
 
 _SIDE = 28
 _PIXELS_PER_UNIT = 8.0

@@ -35,6 +35,15 @@ def find_png_folders(root: Path) -> tuple[Path, Path] | None:
     return found[0] if found else None
 
 
+def begins_with_a_digit(folder: Path) -> bool:
+    """Whether the first PNG file in a folder is an 8-bit grey image of 28 x 28 pixels."""
+    paths = _png_files(folder)
+    if not paths:
+        return False
+    with open(paths[0], "rb") as file:
+        return file.read(len(_START)) == _START
+
+
 def read_png_folder(folder: Path, classes: Sequence[int] | None) -> tuple[Tensor, Tensor]:
     """The images, uint8 (n, 28, 28), and the digit of each, int64 (n,).
 
@@ -60,7 +69,7 @@ def _split_folders(root: Path) -> tuple[Path, Path] | None:
 
 
 def _list_images(folder: Path, digit: int) -> list[Path]:
-    """The PNG files of one class; hidden files and other files are passed over."""
+    """The PNG files of one class; hidden ones and other files are passed over."""
     class_folder = folder / str(digit)
     if not class_folder.is_dir():
         there = ", ".join(str(d) for d in range(10) if (folder / str(d)).is_dir()) or "none"
@@ -68,14 +77,15 @@ def _list_images(folder: Path, digit: int) -> list[Path]:
             f"{folder} must hold a folder {digit} with the images of that class, got the class "
             f"folders {there}. Name the classes to read, like classes=(3, 5, 8)."
         )
-    paths = [
-        path
-        for path in class_folder.iterdir()
-        if path.suffix.lower() == ".png" and not path.name.startswith(".")
-    ]
+    paths = _png_files(class_folder)
     if not paths:
         raise ValueError(f"{class_folder} must hold at least one PNG image, got none.")
-    return sorted(paths, key=by_number)
+    return paths
+
+
+def _png_files(folder: Path) -> list[Path]:
+    paths = [path for path in folder.iterdir() if path.suffix.lower() == ".png"]
+    return sorted((path for path in paths if not path.name.startswith(".")), key=by_number)
 
 
 def by_number(path: Path) -> tuple[list[str | int], str]:

@@ -1,0 +1,265 @@
+"""The preflight of a run: a look before the first step, at it, and at what passes by later."""
+
+import math
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from torchcls import heads
+from torchcls.averaging import Mean
+from torchcls.batches import split
+from torchcls.evaluation import Metrics, named_metrics
+from torchcls.preflight import contract, failure, scores, sources, training
+from torchcls.preflight import targets as of_targets
+from torchcls.preflight.check import check as check_batch
+from torchcls.preflight.check import denominator_findings, eager, is_compiled
+from torchcls.preflight.findings import Check, ContractError, Finding, act_on, error
+from torchcls.preflight.reading import untouched
+from torchcls.step import Loss, Taken
+
+_KEPT = "The weights are those after the last good step."
+_SAID_ONCE = {"non-finite-loss", "non-finite-gradient", "non-finite-valid-loss", "all-ignored"}
+
+
+class Preflight:
+    """Looks at a run as it goes: raises for what is wrong, warns of doubts, keeps notes.
+
+    To make one is the one pass over model, optimizer and data before anything runs; to call it is
+    to look at a step. It takes the arguments of ``fit``, whether something sets the learning rate,
+    and whether steps whose gradients overflow are skipped anyway.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Loss,
+        metrics: Metrics,
+        optimizer: Optimizer,
+        train: Any,
+        valid: Any,
+        *,
+        check: Check,
+        ignore: Collection[str],
+        has_schedule: bool,
+        scales_loss: bool,
+    ) -> None:
+        self._model, self._loss_fn, self._metrics = model, loss_fn, metrics
+        self._optimizer, self._train, self._valid = optimizer, train, valid
+        self._check, self._ignore, self._scales_loss = check, frozenset(ignore), scales_loss
+        self.findings: list[Finding] = []
+        self._said_before: set[str] = set()  # codes, in the run that is resumed
+        # What is looked for in every batch, until it was said.
+        self._watched = set() if check == "off" else _SAID_ONCE - self._ignore
+        self._epoch = self._number = -1
+        self._has_seen_step, self._has_seen_valid = False, valid is None
+        self._first_inputs: Any = None  # some of the first batch, until validation was seen
+        self._first_bad: Tensor | None = None  # the number of a batch, on an accelerator
+        self._holds_back = self._watches_gradients = False
+        if check != "off":
+            static = training.findings_of(model, loss_fn, optimizer, has_schedule=has_schedule)
+            self._settle([*static, *of_targets.options_of(loss_fn)])
+            self._settle(sources.findings_of(train, valid))
+            self._has_targets = sources.targets_of(train) is not None
+
+    def _settle(self, findings: Iterable[Finding]) -> None:
+        known, before = self.findings, self._said_before
+        new = [found for found in findings if found not in known and found.code not in before]
+        self.findings += act_on(new, self._check, self._ignore)
+
+    def _say_once(self, code: str, message: str) -> None:
+        """Raise an error, or say it and look for it no more."""
+        if code in self._watched:
+            self._settle([error(code, message)])
+            self._watched.discard(code)
+
+    def __call__(self, taken: Taken, epoch: int, number: int) -> Tensor | None:
+        """Look at a step between its backward pass and the optimizer's; both numbers count from 0.
+
+        Returns:
+            On an accelerator, for an optimizer that can be told so: a 0-d tensor that is 1 where it
+            is to skip this step and all that follow, since a loss was not finite; else None.
+        """
+        if self._check == "off":
+            return None
+        if epoch != self._epoch or number != self._number + 1:
+            self._begin()
+        self._epoch, self._number = epoch, number
+        if epoch == 0 or not self._has_seen_step:
+            self._look_closely(taken)
+        loss = taken.mean
+        if isinstance(loss, Tensor):
+            # Nobody waits for an accelerator: the number of the first batch that is bad lies there.
+            bad = torch.where(loss.isfinite(), math.inf, float(number))
+            self._first_bad = bad if self._first_bad is None else bad.minimum(self._first_bad)
+            return (self._first_bad <= number).float() if self._holds_back else None
+        if not math.isfinite(loss):
+            if "non-finite-loss" in self._watched:
+                self._loss_is_not_finite(taken, loss)
+        elif self._watches_gradients:
+            for parameter in self._held:  # every step comes here: no call that can be spared
+                gradient = parameter.grad
+                if gradient is not None and not math.isfinite(abs(gradient.sum().item())):
+                    self._gradient_may_not_be_finite()
+                    break
+        return None
+
+    def _begin(self) -> None:
+        """Begin a stretch of steps, at the start of an epoch or where a run goes on inside one."""
+        self._held = training.held_by(self._optimizer)  # what it holds
+        self._first_bad = None
+        is_fused = all(group.get("fused") for group in self._optimizer.param_groups)
+        may_hold_back = self._check == "error" and not self._scales_loss and is_fused
+        self._holds_back = may_hold_back and "non-finite-loss" in self._watched
+        self._watches_gradients = not self._scales_loss and "non-finite-gradient" in self._watched
+
+    def _look_closely(self, taken: Taken) -> None:
+        outputs, targets = taken.outputs, taken.batch[1]
+        is_empty = outputs is None or (isinstance(outputs, Tensor) and outputs.numel() == 0)
+        if not self._has_seen_step and not is_empty:
+            self._settle(self._of_first_step(taken))
+            self._has_seen_step = True
+        is_said = self._has_targets or any(f.code == "target-range" for f in self.findings)
+        # Class ids out of range raise by themselves.
+        if not is_said and isinstance(targets, Tensor) and targets.is_floating_point():
+            self._settle(of_targets.in_range(targets, outputs, heads.named(self._loss_fn)))
+
+    def _of_first_step(self, taken: Taken) -> list[Finding]:
+        inputs, targets, outputs = taken.inputs, taken.targets, taken.outputs
+        model, loss_fn, loss = self._model, self._loss_fn, heads.named(self._loss_fn)
+        found = contract.findings_of(*self._readable(inputs, targets, outputs), loss_fn)
+        found += scores.loss_findings(loss_fn, outputs, targets)
+        used = {id(p) for p in (*model.parameters(), *self._held) if p.grad is not None}
+        found += training.gradient_findings(used, model, self._optimizer)
+        if loss is None:
+            found += training.held_findings(model, self._optimizer, used)
+            found += denominator_findings(taken.count)
+        found += self._scores(inputs, targets, outputs)
+        for source in (self._train, self._valid):
+            stored = sources.targets_of(source)
+            if stored is not None:
+                found += of_targets.in_range(stored, outputs, loss)
+        found += sources.last_batch(self._train, targets, outputs)
+        if not isinstance(taken.mean, Tensor):
+            found += sources.unscaled_pixels(inputs, outputs, taken.mean, loss_fn)
+        valid = sources.some_rows(self._valid)
+        if valid is not None and sources.some_rows(self._train) is not None:
+            self._has_seen_valid = True
+            found += sources.scale_findings(inputs, valid[0])
+        elif not self._has_seen_valid and isinstance(inputs, Tensor):
+            is_cut = inputs.ndim > 0 and inputs.layout == torch.strided
+            self._first_inputs = inputs[:64].clone() if is_cut else None
+        return found
+
+    def _readable(self, inputs: Any, targets: Any, outputs: Any) -> tuple[Any, Any, Any]:
+        """The same step with a graph that can be read: of a compiled model a few samples, eager."""
+        if is_compiled(self._model):
+            try:
+                few, their_targets = (split(part, 8)[0] for part in (inputs, targets))
+                with untouched(self._model), torch.enable_grad(), eager(self._model):
+                    return few, their_targets, self._model(few)
+            except Exception:  # a model that takes no part of a batch
+                pass
+        return inputs, targets, outputs
+
+    def _scores(self, inputs: Any, targets: Any, outputs: Any) -> list[Finding]:
+        """Try the metrics on targets of the form that validation has."""
+        if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or not outputs.ndim:
+            return []
+        has_columns = outputs.ndim > 1 and outputs.shape[1] > 1
+        valid = sources.some_rows(self._valid)
+        if valid is not None:
+            if not isinstance(inputs, Tensor) or valid[0].shape[1:] != inputs.shape[1:]:
+                return []  # and so may the outputs be
+            targets = valid[1].to(outputs.device)
+            n = min(len(outputs), len(targets))
+            outputs, targets = outputs[:n], targets[:n]
+        elif targets.is_floating_point() and has_columns:
+            known = heads.recognise(self._loss_fn)
+            if known is None or "rows" in known.kind.targets:
+                return []  # soft rows, as mixup makes them: validation may have class ids
+        elif has_columns:
+            targets = torch.zeros_like(targets)  # values, such as an ignore_index, may differ there
+        named = named_metrics(self._metrics)
+        return scores.findings_of(named, outputs, targets, self._loss_fn, is_asked=False)
+
+    def _loss_is_not_finite(self, taken: Taken, loss: float) -> None:
+        outputs = taken.outputs
+        if taken.inputs is not taken.batch[0]:  # only the first piece was kept
+            with untouched(self._model):
+                outputs = self._model(taken.batch[0])
+        self._not_finite("non-finite-loss", self._where(), loss, taken.batch, outputs, _KEPT)
+
+    def _gradient_may_not_be_finite(self) -> None:
+        if not failure.is_finite([p.grad for p in self._held]):  # else its sum alone overflowed
+            named = ((name, p.grad) for name, p in self._model.named_parameters())
+            why = failure.which_gradient(self._where(), named)
+            self._say_once("non-finite-gradient", f"{why} {_KEPT}")
+            self._watches_gradients = False
+
+    def _where(self) -> str:
+        return f"batch {self._number} of epoch {self._epoch} (both counted from 0)"
+
+    def after_epoch(self, epoch: int, mean: Mean) -> None:
+        """Look at an epoch as a whole: on an accelerator the first number that anybody sees."""
+        if self._check == "off":
+            return
+        if mean.counted() == 0:
+            self._say_once(
+                "all-ignored",
+                f"No target of epoch {epoch} (counted from 0) counts: each is ignore_index, or has "
+                "class weight 0. Look at how the labels were read.",
+            )
+        bad = math.inf if self._first_bad is None else self._first_bad.item()
+        if bad < math.inf:
+            self._say_once(
+                "non-finite-loss",
+                f"The loss is not finite in batch {bad:.0f} of epoch {epoch} (both counted from "
+                "0). On the CPU the run would stop there and say what went first. "
+                f"{_KEPT if self._holds_back else 'The optimizer has gone on stepping.'}",
+            )
+
+    def at_valid(self, number: int, loss: float, batch: tuple[Any, Any], outputs: Any) -> None:
+        """Look at a validation batch: the first beside training, of each the loss."""
+        if not self._has_seen_valid and self._check != "off":
+            self._has_seen_valid = True
+            self._settle(sources.scale_findings(self._first_inputs, batch[0]))
+            self._first_inputs = None
+        if not math.isfinite(loss) and "non-finite-valid-loss" in self._watched:
+            where = f"validation batch {number} of epoch {self._epoch} (both counted from 0)"
+            kept = "The weights are those after this epoch."
+            self._not_finite("non-finite-valid-loss", where, loss, batch, outputs, kept)
+
+    def _not_finite(
+        self, code: str, where: str, loss: float, batch: tuple[Any, Any], outputs: Any, kept: str
+    ) -> None:
+        why = failure.what_went_first(batch, outputs, self._model)
+        self._say_once(code, f"The loss is {loss:g} in {where}. {why} {kept}")
+
+    def explain(self, failure: Exception, batch: Any) -> None:
+        """Raise a ``ContractError`` from what a step on a batch raised, where that can be told."""
+        if self._check == "off" or batch is None:
+            return
+        if isinstance(failure, (ContractError, torch.OutOfMemoryError)):
+            return
+        try:
+            found = check_batch(self._model, batch, self._loss_fn)
+        except Exception:  # what stands in the way of looking is the failure itself
+            return
+        unexplained = ("forward-fails", "loss-fails")
+        try:
+            self._settle(f for f in found if f.severity == "error" and f.code not in unexplained)
+        except ContractError as explained:
+            raise explained from failure
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found."""
+        return {"findings": [(f.code, f.severity, f.message) for f in self.findings]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.findings[:] = [Finding(*found) for found in state["findings"]]
+        self._said_before = {finding.code for finding in self.findings}
+        self._watched -= self._said_before

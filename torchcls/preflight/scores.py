@@ -1,0 +1,252 @@
+"""Whether a metric reads the outputs as the loss does, and whether it reads them at all."""
+
+import copy
+import functools
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from torchcls import heads
+from torchcls.evaluation import is_object
+from torchcls.heads import Head, KnownLoss
+from torchcls.preflight.findings import Finding, error, note, warning
+from torchcls.preflight.graph import last_executed
+from torchcls.preflight.reading import consists_of, drawing_nothing
+from torchcls.step import Loss
+
+
+def findings_of(
+    named: dict[str, Any], outputs: Any, targets: Any, loss_fn: Loss, *, is_asked: bool
+) -> list[Finding]:
+    """What the metrics, by name, would do with these outputs and targets.
+
+    Functions of the user's own are tried out on one output per sample, where so much goes wrong,
+    and copies of objects with ``is_asked``.
+    """
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        return []
+    found: list[Finding] = []
+    loss = heads.named(loss_fn)
+    with torch.no_grad(), drawing_nothing(outputs.device):
+        for name, metric in named.items():
+            row = _row_of(metric)
+            if row is not None:
+                found += _ours(name, metric, row, outputs, targets, loss)
+            elif not is_object(metric):
+                found += _own(name, metric, outputs.detach(), targets, loss)
+            elif is_asked:
+                found += _object(name, metric, outputs.detach(), targets)
+    return found
+
+
+def _row_of(metric: Any) -> Head | None:
+    """The row of one of our metrics, by identity: an object may define equality."""
+    while isinstance(metric, functools.partial) and not metric.args:
+        metric = metric.func
+    return next((row for row in heads.TABLE if any(metric is one for one in row.metrics)), None)
+
+
+def _ours(
+    name: str, metric: Any, row: Head, outputs: Tensor, targets: Tensor, loss: KnownLoss | None
+) -> Iterator[Finding]:
+    option = inspect.signature(metric).parameters.get("from_logits")  # of a partial: what it binds
+    if option is not None and _are_raw(outputs, loss) is (not option.default):
+        takes, are = "raw scores", "probabilities"
+        if not option.default:
+            takes, are = are, takes
+        yield error(
+            "metric-threshold",
+            f"The metric {name} takes the outputs for {takes}, but they are {are}: it would cut "
+            f"them at the wrong place. Use functools.partial({name}, "
+            f"from_logits={not option.default}).",
+        )
+        return
+    try:
+        metric(outputs.detach(), targets)
+    except (TypeError, ValueError) as refusal:
+        yield error("metric-refuses", f"The metric {name} cannot score this model: {refusal}")
+        return
+    rows = None if loss is None else heads.row_of(loss.name, outputs)
+    if rows is not None and rows is not row:
+        yield note(
+            "metric-of-another-row",
+            f"The metric {name} belongs to another kind of target than {loss}, whose row in "
+            f"torchcls.heads has {rows.metric or 'no metric of its own'}: fine if it is meant.",
+        )
+
+
+def _are_raw(outputs: Tensor, loss: KnownLoss | None) -> bool | None:
+    """Whether outputs are raw scores or probabilities; None where nobody can tell."""
+    if loss is not None and (loss.kind.within or loss.kind.before == "sigmoid"):
+        return loss.kind.within is not None
+    executed = last_executed(outputs)
+    return False if executed is not None and executed.name in ("sigmoid", "softmax") else None
+
+
+def _object(name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Iterator[Finding]:
+    try:
+        metric = copy.deepcopy(metric)
+    except Exception:  # what cannot be copied cannot be tried out
+        return
+    try:
+        if callable(getattr(metric, "to", None)):
+            metric.to(outputs.device)
+        metric.reset()
+        metric.update(outputs, targets)
+    except Exception as refusal:
+        # Soft rows, as mixup makes them, may be for training alone.
+        is_soft = targets.is_floating_point() and targets.ndim > 1 and targets.shape[1] > 1
+        why = f"The metric {name} cannot score this model: {type(refusal).__name__}: {refusal}"
+        yield (note if is_soft else error)("metric-refuses", why)
+
+
+class _Watch(TorchFunctionMode):
+    """Notes an argmax over one column, and samples compared with all samples."""
+
+    takes_argmax_of_one = compares_all_with_all = False
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        tensors = [part for part in (*args, *kwargs.values()) if isinstance(part, Tensor)]
+        if getattr(function, "__name__", "") in ("argmax", "argmin", "max") and len(tensors) == 1:
+            dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
+            if isinstance(dim, int) and tensors[0].ndim and tensors[0].shape[dim] == 1:
+                self.takes_argmax_of_one = True
+        elif len(tensors) == 2 and isinstance(result, Tensor):
+            one, other = sorted(tensors, key=lambda tensor: tensor.ndim)
+            n = one.numel()
+            if one.shape == (n,) and other.shape == (n, 1) and result.shape == (n, n) and n > 1:
+                self.compares_all_with_all = True
+        return result
+
+
+def _own(
+    name: str, metric: Any, outputs: Tensor, targets: Tensor, loss: KnownLoss | None
+) -> Iterator[Finding]:
+    takes_logits = loss is not None and loss.kind.within == "sigmoid"
+    made_up = _made_up(outputs, targets, loss)
+    fault = None if made_up is None else _fault_of(metric, outputs, *made_up)
+    if fault == "argmax":
+        yield error(
+            "metric-ignores-outputs",
+            f"The metric {name} takes the argmax over 1 column, which is always class 0: it "
+            "scores the share of zeros among the targets. With one output use a threshold: "
+            f"torchcls.threshold_accuracy{' with from_logits=True' if takes_logits else ''}.",
+        )
+    elif fault == "pairs":
+        yield error("metric-broadcasts", f"The metric {name} compares {_pairs(outputs, targets)}")
+    elif made_up and takes_logits and _cuts_at_half(metric, made_up[0]):
+        yield warning(
+            "metric-threshold",
+            f"The metric {name} cuts the outputs at 0.5, but they are raw scores, where 0.5 is a "
+            "probability of 0.62. Cut at 0, or apply the sigmoid first.",
+        )
+
+
+def loss_findings(loss_fn: Loss, outputs: Any, targets: Any) -> Iterator[Finding]:
+    """Whether a loss of the user's own compares every output with every target.
+
+    A copy is called, and only where the shapes are such that torch would broadcast them.
+    """
+    if heads.named(loss_fn) is not None or not isinstance(outputs, Tensor):
+        return
+    if not isinstance(targets, Tensor) or outputs.shape == targets.shape:
+        return
+    outputs = outputs.detach()
+    made_up = _made_up(outputs, targets, None)
+    if made_up is None:
+        return
+    try:
+        loss_fn = copy.deepcopy(loss_fn)  # it may keep a state
+    except Exception:
+        return
+    with torch.no_grad(), drawing_nothing():
+        fault = _fault_of(loss_fn, outputs, *made_up)
+    if fault == "pairs":
+        yield error("loss-broadcasts", f"The loss compares {_pairs(outputs, targets)}")
+
+
+def _pairs(outputs: Tensor, targets: Tensor) -> str:
+    n, fix = len(outputs), "targets.reshape(-1, 1)"
+    return (
+        f"outputs {tuple(outputs.shape)} with targets {tuple(targets.shape)}: that is {n} x {n} "
+        "pairs, every output with every target. Give both one shape: "
+        f"{fix if outputs.ndim == 2 else 'targets.squeeze(1)'}."
+    )
+
+
+def _made_up(
+    outputs: Tensor, targets: Tensor, loss: KnownLoss | None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Targets that take turns, outputs that are right about them, and the same for each other.
+
+    Only for one output for each sample and targets of 0 and 1 on the CPU.
+    """
+    n = len(outputs) if outputs.ndim else 0
+    shapes = ((n,), (n, 1))
+    if n < 4 or tuple(outputs.shape) not in shapes or tuple(targets.shape) not in shapes:
+        return None
+    if not consists_of(targets, 0, 1):
+        return None
+    truth = torch.arange(n) // 2 % 2  # 0 0 1 1: moved by one, half of the answers are wrong
+    is_shown = loss is not None and loss.kind.before == "sigmoid"
+    low, high = (0.1, 0.9) if is_shown else (-4.0, 4.0)
+    right = torch.where(truth > 0, high, low).to(outputs.dtype).reshape(outputs.shape)
+    return truth.reshape(targets.shape).to(targets.dtype), right, right.roll(1, 0)
+
+
+def _fault_of(
+    function: Any, outputs: Tensor, targets: Tensor, right: Tensor, swapped: Tensor
+) -> str | None:
+    """Say why a function gives the same for right answers and for those of other samples."""
+    watch = _Watch()
+    with watch:
+        _value(function, outputs, targets)
+    if not (watch.takes_argmax_of_one or watch.compares_all_with_all):
+        return None
+    first, second = (_value(function, answers, targets) for answers in (right, swapped))
+    # What looks at each sample's own output changes when the samples change places.
+    if not _are_alike(first, second):
+        return None
+    if watch.compares_all_with_all:
+        # A mean of differences, say, is the same over all pairs.
+        paired = _value(function, right, targets.reshape(right.shape))
+        return "pairs" if _is_number(paired) and not _are_alike(first, paired) else None
+    constant = _value(function, torch.full_like(right, float(right.max())), targets)
+    return "argmax" if _are_alike(first, constant) else None
+
+
+def _value(function: Any, outputs: Any, targets: Tensor) -> Any:
+    try:
+        value = function(outputs, targets)
+        return value.detach().double() if isinstance(value, Tensor) else value
+    except Exception as failure:  # a whole split may be needed, or both classes
+        return failure
+
+
+def _are_alike(first: Any, second: Any) -> bool:
+    if not _is_number(first) or not _is_number(second):
+        return False
+    first, second = torch.as_tensor(first).double(), torch.as_tensor(second).double()
+    return first.shape == second.shape and torch.allclose(first, second, rtol=1e-4, atol=1e-6)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (Tensor, int, float))
+
+
+def _cuts_at_half(metric: Any, targets: Tensor) -> bool:
+    """Whether the metric jumps between scores of 0.49 and 0.51, and nowhere else above 0."""
+    far, above, below, near = (
+        _value(metric, torch.where(targets > 0.5, score, -4.0), targets)
+        for score in (4.0, 0.51, 0.49, 0.01)
+    )
+    is_flat = _are_alike(far, above) and _are_alike(below, near)
+    return is_flat and not _are_alike(above, below)

@@ -1,0 +1,151 @@
+"""Whether a step trains what is to be trained: the model, the optimizer, the gradients."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from torchcls import heads
+from torchcls.preflight.findings import Finding, error, note, warning
+from torchcls.step import Loss
+
+
+def findings_of(
+    model: nn.Module, loss_fn: Loss, optimizer: Optimizer | None, *, has_schedule: bool = False
+) -> Iterator[Finding]:
+    """What can be seen of model and optimizer before anything runs."""
+    # A loss of one's own may have parameters that nobody sees, in a closure, say: its first step
+    # tells which are used.
+    is_known = heads.named(loss_fn) is not None
+    if is_known:
+        yield from _frozen(model)
+    if optimizer is None:
+        return
+    if is_known:
+        yield from held_findings(model, optimizer, set())
+    own = loss_fn.parameters() if isinstance(loss_fn, nn.Module) else ()
+    ids = set(map(id, held_by(optimizer)))
+    left = [p for p in own if p.requires_grad and id(p) not in ids]
+    if left:
+        yield note(
+            "loss-parameters",
+            f"The loss has {len(left)} trainable parameters that the optimizer does not hold. To "
+            "train them, give it [*model.parameters(), *loss_fn.parameters()].",
+        )
+    groups = optimizer.param_groups
+    if not has_schedule and all(float(group.get("lr", 1)) == 0 for group in groups):
+        yield note("learning-rate", "The learning rate is 0 in every group: nothing will move.")
+    if is_known and all(group.get("maximize") for group in groups):
+        yield warning("maximize", "The optimizer maximises the loss. Leave maximize=True out.")
+
+
+def held_by(optimizer: Optimizer) -> list[Tensor]:
+    """The parameters of an optimizer."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _frozen(model: nn.Module) -> Iterator[Finding]:
+    n = len(list(model.parameters()))
+    if n and not any(p.requires_grad for p in model.parameters()):
+        last = [*dict(model.named_children()), ""][-2:][0]  # the last child, or the model itself
+        access = f"[{last}]" if last.isdigit() else f".{last}" if last else ""
+        yield error(
+            "all-frozen",
+            f"No parameter of the model needs a gradient ({n} of {n} are frozen). "
+            f"Unfreeze the head: model{access}.requires_grad_(True).",
+        )
+
+
+def held_findings(model: nn.Module, optimizer: Optimizer, used: set[int]) -> Iterator[Finding]:
+    """Whether the optimizer holds what is to be trained.
+
+    ``used`` holds the ``id`` of every tensor that the loss has gradients for, as far as known.
+    """
+    parameters = dict(model.named_parameters())
+    trainable = [name for name, p in parameters.items() if p.requires_grad]
+    held = held_by(optimizer)
+    ids, of_model = set(map(id, held)), set(map(id, parameters.values()))
+    missing = [name for name in trainable if id(parameters[name]) not in ids]
+    foreign = [p for p in held if id(p) not in of_model and id(p) not in used]
+    which = f"{len(missing)} of {len(trainable)} trainable parameters ({_some(missing)})"
+    if missing and held and len(foreign) == len(held):
+        yield error(
+            "optimizer-of-another-model",
+            "The optimizer must hold parameters of the model, got one that holds none of them. "
+            "Build it from model.parameters() of this very model, after its last change.",
+        )
+    elif missing and foreign:
+        yield error(
+            "optimizer-misses",
+            f"The optimizer does not hold {which}, but {len(foreign)} that the model does not have "
+            "(any more). Make it after the last change of the model.",
+        )
+    elif missing:
+        yield note(
+            "optimizer-part",
+            f"The optimizer does not hold {which}: they will stay as they are. Freeze what is not "
+            "to be trained with requires_grad_(False), which saves its gradients.",
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def graph_findings(outputs: Any, loss: Tensor, model: nn.Module) -> Iterator[Finding]:
+    """Whether the loss is tied to the parameters at all."""
+    if loss.requires_grad:
+        return
+    if torch.is_inference_mode_enabled():
+        yield error(
+            "outputs-without-graph",
+            "Nothing has a gradient under torch.inference_mode(). Call it outside.",
+        )
+    elif not any(p.requires_grad for p in model.parameters()):
+        yield from _frozen(model)
+    elif isinstance(outputs, Tensor) and not outputs.requires_grad:
+        yield error(
+            "outputs-without-graph",
+            "The outputs have no gradient to the parameters: something in the model cuts the graph "
+            "(torch.no_grad(), .detach(), .data, .item() or .numpy()). Remove it.",
+        )
+    else:
+        yield error(
+            "loss-without-graph",
+            "The loss has no gradient to the outputs: something in it cuts the graph (argmax, a "
+            "comparison, .detach(), .item() or .round()). Compute it from the scores.",
+        )
+
+
+def gradient_findings(
+    got: set[int], model: nn.Module, optimizer: Optimizer | None
+) -> Iterator[Finding]:
+    """Which parameters a backward pass left without gradient.
+
+    ``got`` holds the ``id`` of every one that got one, the loss's own included. Without an
+    optimizer all parameters of the model count.
+    """
+    trains_others = bool(got - {id(p) for p in model.parameters()})
+    ids = set(map(id, held_by(optimizer) if optimizer else model.parameters()))
+    trained = {
+        name: id(p)
+        for name, p in model.named_parameters()
+        if p.requires_grad and not is_lazy(p) and id(p) in ids
+    }
+    left = [name for name, place in trained.items() if place not in got]
+    if left and len(left) == len(trained) and not trains_others:
+        yield error(
+            "no-gradient",
+            f"None of the {len(left)} parameters to be trained gets a gradient from the loss "
+            f"({_some(left)}). Look for torch.no_grad(), .detach() or .data in the model.",
+        )
+    elif left:
+        yield note(
+            "no-gradient",
+            f"{len(left)} of {len(trained)} parameters get no gradient from this batch "
+            f"({_some(left)}): unused, or cut off by .detach() or torch.no_grad().",
+        )

@@ -1,0 +1,158 @@
+"""Runs that survive: the states of a run go to a folder, and come back from there."""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from torchcls.run import Rest, Run, written
+from torchcls.survival.arguments import check_same, circumstances, described, plain
+from torchcls.survival.best import Best
+from torchcls.survival.files import check_architecture
+from torchcls.survival.folder import Folder
+from torchcls.survival.source import CannotReplayError, Replayed
+from torchcls.warn import warn
+
+
+class Survival:
+    """Keeps a run in a folder, as a generator around the stream of its rests.
+
+    A state is written before the first step, after every epoch, every ``save_every`` seconds, and
+    where the loop over the rests is left. An error or an interrupt inside a step ends the stream:
+    the run goes back to its last state.
+
+    Args:
+        choices: Has the arguments of ``fit`` as attributes, the optimizer made. Nothing is changed
+            yet, but the folder is locked, and what is in it is checked.
+    """
+
+    _run: Run
+    _source: Replayed
+
+    def __init__(self, choices: Any) -> None:
+        self._folder = Folder(Path(choices.checkpoint), choices.save_every)
+        self._best = Best(choices.best, choices.metrics, has_valid=choices.valid is not None)
+        self._described = described(choices)
+        self._saved: tuple[int, int, bool] | None = None  # where the run stood then
+        modules = {"model": written(choices.model), "loss": choices.loss_fn}
+
+        def check(state: dict[str, Any], path: Path) -> None:
+            for name, module in modules.items():
+                if isinstance(module, nn.Module) and state.get(name) is not None:
+                    check_architecture(module, state[name], path)
+            check_same(state["told"], self._described, path)
+
+        self._state = self._folder.open(resume=choices.resume, check=check)
+
+    def keep(self, run: Run, source: Replayed) -> str | None:
+        """Take a run in, which goes to the state in the folder; says where it stands then."""
+        self._run, self._source = run, source
+        state, self._state = self._state, None
+        if state is None:
+            return None
+        run.load_state_dict(state)
+        before, now = state["circumstances"], circumstances(run.device)
+        changed = [f"{k} was {before.get(k)}, is {v}" for k, v in now.items() if before.get(k) != v]
+        if _is_compiled(run.model):
+            changed.append("a compiled model may get other kernels in another process")
+        if changed:
+            text = ", ".join(changed)
+            warn(f"The run goes on to rounding, not to the same bits: {text}.")
+        self._saved = epoch, step, is_stopped = run.position
+        if step == 0:
+            self._keep_best()  # an interrupt may have come before it
+        done = f"{epoch} epochs" + (f" and {step} batches" if step else "")
+        return f"{done} are done{', ended by stop()' if is_stopped else ''}"
+
+    def kept(self, rests: Callable[[], Iterator[Rest]]) -> Iterator[Rest]:
+        """Hand on the rests, each with its state on disk where it is time for one."""
+        while True:
+            try:
+                if self._run.is_broken:
+                    self._go_back()
+                self._begin()
+                for at in rests():
+                    if at.record is not None:
+                        self._source.try_again(at.epoch)
+                        self._keep_best()
+                    if at.record is not None or self._folder.is_due() or self._saved is None:
+                        self._save()
+                    yield at
+                self._save_where_it_stands()
+                return
+            except CannotReplayError as failure:
+                why = str(failure)  # outside of the except: its traceback keeps the loader
+            except GeneratorExit:
+                self._save_where_it_stands()
+                raise
+            except BaseException:
+                if self._run.is_broken:
+                    self._go_back()
+                raise
+            self._begin_again(why)
+
+    def _begin(self) -> None:
+        """Write the state before the first step, or find out that nothing can be written."""
+        model = self._run.model
+        tensors = itertools.chain(model.parameters(), model.buffers())
+        if self._saved is None and not any(map(is_lazy, tensors)):  # these after their first step
+            self._save(must=True)
+            self._folder.prove_space()
+
+    def _save(self, *, must: bool = False) -> None:
+        position, state = self._run.position, plain(self._run.state_dict())
+        state |= {"told": self._described, "circumstances": circumstances(self._run.device)}
+        if self._folder.save(state, must=must):
+            self._saved = position
+
+    def _save_where_it_stands(self) -> None:
+        if not self._run.is_broken and self._run.position != self._saved:
+            self._save()
+
+    def _keep_best(self) -> None:
+        history = self._run.history
+        if history and self._best.is_last(history):
+            model = written(self._run.model)
+            self._folder.save_best(model=model.state_dict(), record=plain(dict(history[-1])))
+
+    def _go_back(self) -> None:
+        """Leave a step that was broken off: to the last state."""
+        try:
+            self._run.load_state_dict(self._folder.newest())
+        except (OSError, ValueError) as error:
+            warn(f"The step at hand was broken off half way, and there is no way back: {error}")
+
+    def _begin_again(self, why: str) -> None:
+        """Go to the start of an epoch that cannot be taken up inside."""
+        epoch, step, _ = self._run.position
+        self._run.load_state_dict(self._folder.start_of(epoch))
+        warn(
+            f"The run goes on from the start of epoch {epoch} (counted from 0) and not from its "
+            f"batch {step}, since train cannot be replayed: {why}."
+        )
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    calls = (getattr(module, "_compiled_call_impl", None) for module in model.modules())
+    return written(model) is not model or any(call is not None for call in calls)
+
+
+def check_keeping(checkpoint: Any, resume: bool, save_every: Any) -> None:
+    """Check the arguments of ``fit`` that say where and how often a run is kept."""
+    if checkpoint is None and resume:
+        raise ValueError(
+            "resume must not be True without checkpoint, the folder to resume from, got "
+            "checkpoint=None. Pass the folder of the run."
+        )
+    if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
+        raise TypeError(f"checkpoint must be the path of a folder, got {checkpoint!r}.")
+    if checkpoint is not None and Path(checkpoint).exists() and not Path(checkpoint).is_dir():
+        raise ValueError(f"checkpoint must be a folder, got the file {checkpoint}.")
+    if isinstance(save_every, bool) or not isinstance(save_every, (int, float)):
+        raise TypeError(f"save_every must be a number of seconds, got {save_every!r}.")
+    if not save_every > 0:
+        raise ValueError(f"save_every must be above 0 seconds, got {save_every!r}.")
