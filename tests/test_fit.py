@@ -879,6 +879,7 @@ tc.fit(torch.nn.Linear(4, 3), batches, batches[:1], loss_fn=tc.cross_entropy, ep
 """
 
 
+@pytest.mark.system
 def test_in_a_terminal_it_shows_a_bar_and_leaves_the_table():
     pty = pytest.importorskip("pty")
     fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")

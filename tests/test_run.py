@@ -182,16 +182,57 @@ def test_modes_are_those_of_training_inside_an_epoch_and_as_found_between_two():
     assert not any(module.training for module in run.model.modules())
 
 
-def test_a_run_that_is_dropped_inside_an_epoch_leaves_modes_and_learning_rate_as_found():
+def test_a_loop_that_is_left_inside_an_epoch_leaves_modes_and_learning_rate_as_found(expected):
     run = run_of()
-    model, optimizer = run.model.eval(), run.optimizer
+    run.model.eval()
     for _ in run.steps():
+        assert run.optimizer.param_groups[0]["lr"] != 1e-3  # the schedule's
         break
-    assert optimizer.param_groups[0]["lr"] != 1e-3  # the schedule's
-    del run
-    gc.collect()
-    assert not model.training
-    assert optimizer.param_groups[0]["lr"] == 1e-3
+    assert not any(module.training for module in run.model.modules())
+    assert run.optimizer.param_groups[0]["lr"] == 1e-3
+    list(run)
+    assert_same(run, expected)
+
+
+def test_an_error_in_validation_trains_no_step_again(expected):
+    calls = []
+
+    def once(outputs, targets):
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError("once")
+        return 0.0
+
+    run = run_of(metrics={"accuracy": tc.accuracy, "once": once})
+    with pytest.raises(OSError, match="once"):
+        list(run)
+    assert not run.is_broken
+    list(run)
+    weights, records = outcome(run)
+    for record in records:
+        del record["once"]
+    assert records == expected[1]
+    assert all(torch.equal(weights[name], value) for name, value in expected[0].items())
+
+
+def test_going_on_after_an_error_in_a_scaled_step_works_without_a_folder():
+    model = nn.Linear(4, 3)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    torn = optimizer.register_step_pre_hook(lambda *_: 1 / 0)
+    run = tc.epochs(
+        model,
+        [data(16)],
+        loss_fn=nn.CrossEntropyLoss(),
+        optimizer=optimizer,
+        precision="float16",
+        epochs=2,
+        device="cpu",
+        progress=False,
+    )
+    with pytest.raises(ZeroDivisionError):
+        next(run)
+    torn.remove()
+    assert len(list(run)) == 2
 
 
 def test_no_graph_is_held_at_a_rest():

@@ -56,6 +56,7 @@ def test_no_script_is_forgotten_here():
     assert ours == {*BY_HAND, *TRAINED, *elsewhere, "kill_and_resume", "lecture"}
 
 
+@pytest.mark.system
 def test_a_run_that_is_killed_at_random_moments_ends_with_the_bits_of_one_that_is_not(load):
     sources = load("kill_and_resume").SOURCES
     # In a process of its own: it forks, and this one has threads.

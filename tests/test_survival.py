@@ -1,7 +1,9 @@
 """Runs that are stopped anywhere and go on to the bits of the run that never was."""
 
 import contextlib
+import functools
 import gc
+import importlib.util
 import os
 import random
 import shutil
@@ -28,6 +30,7 @@ from torch.utils.data import (
 
 import torchcls as tc
 from torchcls.survival.files import load_checkpoint, save_checkpoint
+from torchcls.survival.folder import Folder
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +106,18 @@ SOURCES = {
     "workers": lambda: DataLoader(Noisy(), batch_size=16, shuffle=True, num_workers=1),
     "a lazy sampler with workers": lambda: of_tensors(sampler=Lazy(), num_workers=1),
 }
+
+
+def stateful(**keywords):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchdata calls what newer torch has deprecated
+        from torchdata.stateful_dataloader import StatefulDataLoader
+
+        return StatefulDataLoader(Noisy(), batch_size=16, shuffle=True, **keywords)
+
+
+if importlib.util.find_spec("torchdata") is not None:
+    SOURCES["a StatefulDataLoader"] = stateful
 
 
 class Stop:
@@ -217,6 +232,98 @@ def test_stopped_anywhere_it_ends_with_the_bits_of_the_run_that_never_was(tmp_pa
         assert_same(stop_and_resume(tmp_path / f"{at}", source, at), expected)
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_it_goes_on_from_the_last_saved_step(tmp_path, source):
+    expected = reference(source)
+    # A sampler that draws between the steps gives others when the steps are passed over.
+    for at in (10, 24, MIDDLE):
+        is_said = "lazy" in source and at != 24  # after the last step there is nothing to repeat
+        said = pytest.warns(UserWarning, match="from the start of epoch")
+        with said if is_said else contextlib.nullcontext():
+            found = stop_and_resume(tmp_path / f"{at}", source, at, save_every=1e-9)
+        assert_same(found, expected)
+
+
+@pytest.mark.system
+def test_workers_of_a_stateful_loader_are_started_again(tmp_path):
+    pytest.importorskip("torchdata")
+    expected = reference(stateful(num_workers=1))
+    for at in (10, MIDDLE):
+        run, model = begin(stateful(num_workers=1), at, folder=tmp_path / f"{at}", save_every=1e-9)
+        with pytest.raises(KeyboardInterrupt):
+            finish(run, model)
+        again = begin(stateful(num_workers=1), folder=tmp_path / f"{at}", resume=True)
+        assert_same(finish(*again), expected)
+
+
+def test_an_interrupt_in_validation_loses_no_step(tmp_path):
+    run, model = begin(at=24, folder=tmp_path)  # the first batch of the first validation
+    with pytest.raises(KeyboardInterrupt):
+        finish(run, model)
+    assert not run.is_broken
+    assert load_checkpoint(tmp_path / "last.pt")["at"]["step"] == BATCHES
+    assert_same(finish(*begin(folder=tmp_path, resume=True)), reference())
+
+
+def test_a_transform_that_draws_by_itself_is_not_taken_up_in_silence(tmp_path):
+    run, model = begin(hidden_transform(), MIDDLE, folder=tmp_path, **OFTEN)
+    with own_state(), pytest.raises(KeyboardInterrupt):
+        finish(run, model)
+    words = "from the start of epoch 1|train may give other batches"
+    with pytest.warns(UserWarning, match=words) as said:
+        finish(*begin(hidden_transform(), folder=tmp_path, resume=True, **OFTEN))
+    assert len(said) == 2
+
+
+def test_within_its_first_epoch_a_transform_that_draws_by_itself_is_exact(tmp_path):
+    one_epoch = {"epochs": 1, "schedule": lambda o: None, **OFTEN}
+    expected = reference(hidden_transform(), **one_epoch)
+    run, model = begin(hidden_transform(), 10, folder=tmp_path, **one_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        finish(run, model)
+    with contextlib.suppress(UserWarning), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is found out when the epoch ends
+        found = finish(*begin(hidden_transform(), folder=tmp_path, resume=True, **one_epoch))
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_an_interrupt_inside_the_optimizers_step_is_gone_back_from(tmp_path, precision):
+    class Torn(SGD):
+        steps = 0
+
+        def step(self, closure=None):
+            self.steps += 1
+            if self.steps == 9:
+                raise KeyboardInterrupt
+            super().step(closure)
+
+    keywords = {"precision": precision, "micro_batch": None, "schedule": lambda o: None}
+    expected = reference(optimizer=lambda m: SGD(m.parameters(), lr=0.1), **keywords)
+    run, model = begin(
+        folder=tmp_path, optimizer=lambda m: Torn(m.parameters(), lr=0.1), **keywords
+    )
+    with pytest.raises(KeyboardInterrupt):
+        finish(run, model)
+    found = finish(run, model)
+    assert found.records == expected.records
+    for name, value in expected.weights.items():
+        assert torch.equal(found.weights[name], value), name
+
+
+def test_a_run_begun_without_checks_goes_on_with_them(tmp_path):
+    run, _ = begin(folder=tmp_path, check="off")
+    next(run)
+    assert_same(finish(*begin(folder=tmp_path, resume=True)), reference())
+
+
+def test_best_weights_that_are_damaged_do_not_stand_in_the_way(tmp_path):
+    run, _ = begin(folder=tmp_path)
+    next(run)
+    (tmp_path / "best.pt").write_bytes(b"")
+    assert_same(finish(*begin(folder=tmp_path, resume=True)), reference())
+
+
 @pytest.mark.parametrize("source", [name for name in SOURCES if "workers" not in name])
 def test_keeping_a_run_changes_no_bit_of_it(tmp_path, source):
     assert_same(reference(source, folder=tmp_path, save_every=1e-9), reference(source))
@@ -243,6 +350,196 @@ def test_after_an_interrupt_the_same_run_goes_on_where_it_stopped(tmp_path):
                 finish(run, model)
             torch.rand(5)
             assert_same(finish(run, model), reference(source))
+
+
+@pytest.mark.parametrize("source", ["Batches", "samples that draw"])
+@pytest.mark.parametrize("leave", ["break", "raise"])
+def test_leaving_the_loop_over_the_steps_writes_where_it_stands(tmp_path, source, leave):
+    def one(run):
+        for at in run.steps():
+            if (at.epoch, at.step) == (1, 3):
+                if leave == "raise":
+                    raise KeyError
+                break
+
+    run, _ = begin(source, folder=tmp_path)
+    with contextlib.suppress(KeyError):
+        one(run)
+    state = load_checkpoint(tmp_path / "last.pt")
+    assert (state["at"]["epoch"], state["at"]["step"]) == (1, 3)
+    assert_same(finish(*begin(source, folder=tmp_path, resume=True)), reference(source))
+
+
+def test_leaving_it_at_a_rest_that_is_kept_writes_nothing(tmp_path):
+    run, _ = begin(folder=tmp_path)
+    next(run)
+    written = (tmp_path / "last.pt").stat().st_mtime_ns
+    for at in run.steps():
+        assert at.step == 1
+        break
+    assert (tmp_path / "last.pt").stat().st_mtime_ns > written
+    run, _ = begin(folder=tmp_path, resume=True)
+    written = (tmp_path / "last.pt").stat().st_mtime_ns
+    run.steps().close()
+    assert (tmp_path / "last.pt").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (nn.ReLU, nn.GELU),
+        (lambda: nn.Dropout(0.3), lambda: nn.Dropout(0.5)),
+        (lambda: nn.BatchNorm1d(8, momentum=0.1), lambda: nn.BatchNorm1d(8, momentum=0.5)),
+    ],
+)
+def test_another_model_with_the_same_parameters_is_named(tmp_path, one, other):
+    def run(layer, **keywords):
+        model = nn.Sequential(nn.Linear(4, 8), layer(), nn.Linear(8, 3))
+        keywords = {"loss_fn": nn.CrossEntropyLoss(), "progress": False, **keywords}
+        return tc.epochs(model, SOURCES["Batches"](), checkpoint=tmp_path, **keywords)
+
+    next(run(one))
+    with pytest.raises(ValueError, match=r"model must be '  \(1\): .* got ['\"]  \(1\): "):
+        run(other, resume=True)
+
+
+class Focal(nn.Module):
+    def __init__(self, gamma):
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, outputs, targets):
+        losses = nn.functional.cross_entropy(outputs, targets, reduction="none")
+        return ((1 - (-losses).exp()) ** self.gamma * losses).mean()
+
+
+def scaled(outputs, targets, scale):
+    return scale * nn.functional.cross_entropy(outputs, targets)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        ({"loss_fn": Focal(2)}, {"loss_fn": Focal(3)}, "gamma of loss_fn must be 2 .* got 3"),
+        (
+            {"loss_fn": functools.partial(scaled, scale=2)},
+            {"loss_fn": functools.partial(scaled, scale=3)},
+            "scale of loss_fn must be 2 .* got 3",
+        ),
+        (
+            {"metrics": {"top": functools.partial(tc.top_k_accuracy, k=1)}},
+            {"metrics": {"top": functools.partial(tc.top_k_accuracy, k=2)}},
+            "k of the metric top must be 1 .* got 2",
+        ),
+        (
+            {"schedule": lambda o: lambda p: 1 - p},
+            {"schedule": lambda o: lambda p: 1 - p / 2},
+            r"value at 0\.1 of schedule must be 0\.9 .* got 0\.95",
+        ),
+    ],
+)
+def test_other_options_behind_the_same_names_are_named(tmp_path, one, other, words):
+    run, _ = begin(folder=tmp_path, **{"loss_fn": nn.CrossEntropyLoss(), **one})
+    next(run)
+    with pytest.raises(ValueError, match=words):
+        begin(folder=tmp_path, resume=True, **{"loss_fn": nn.CrossEntropyLoss(), **other})
+
+
+def test_a_second_interrupt_while_it_goes_back_leaves_a_run_that_goes_back_later(
+    tmp_path, monkeypatch
+):
+    run, model = begin(at=MIDDLE, folder=tmp_path)
+    newest = Folder.newest
+
+    def interrupted(folder):
+        monkeypatch.setattr(Folder, "newest", newest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Folder, "newest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finish(run, model)
+    assert run.is_broken
+    assert_same(finish(run, model), reference())
+
+
+def test_what_only_the_optimizer_holds_is_kept(tmp_path):
+    def run(**keywords):
+        torch.manual_seed(0)
+        model, prompt = nn.Linear(4, 3), torch.zeros(3, requires_grad=True)
+        optimizer = SGD([*model.parameters(), prompt], lr=0.1, momentum=0.9)
+
+        def loss_fn(outputs, targets):
+            return nn.functional.cross_entropy(outputs + prompt, targets)
+
+        run = tc.epochs(
+            model,
+            SOURCES["Batches"](),
+            loss_fn=loss_fn,
+            optimizer=optimizer,
+            epochs=3,
+            progress=False,
+            **keywords,
+        )
+        return run, model, prompt
+
+    begun, model, prompt = run()
+    expected = finish(begun, model)
+    begun, *_ = run(checkpoint=tmp_path)
+    next(begun)
+    again, model, found = run(checkpoint=tmp_path, resume=True)
+    assert_same(finish(again, model), expected)
+    assert torch.equal(found, prompt)
+
+
+class Bank(nn.Module):
+    """Buffers that grow, in and out of the state_dict, and one that comes with the first step."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("kept", torch.zeros(0, 3))
+        self.register_buffer("left_out", torch.zeros(0, 3), persistent=False)
+        self.register_buffer("late", None)
+
+    def forward(self, x):
+        outputs = self.linear(x)
+        if self.training:
+            self.kept = torch.cat([self.kept, outputs.detach()])[-50:]
+            self.left_out = torch.cat([self.left_out, outputs.detach()])[-60:]
+            self.late = outputs.detach().mean(0)
+        return outputs + self.kept.mean(0) + self.left_out.mean(0) + self.late
+
+
+def test_buffers_that_grow_are_kept(tmp_path):
+    def run(**keywords):
+        torch.manual_seed(0)
+        model = Bank()
+        keywords = {"loss_fn": nn.CrossEntropyLoss(), "epochs": 3, "progress": False, **keywords}
+        return tc.epochs(model, SOURCES["Batches"](), **keywords), model
+
+    begun, model = run()
+    finish(begun, model)
+    expected = Result(begun, model)
+    begun, _ = run(checkpoint=tmp_path)
+    next(begun)
+    assert_same(finish(*run(checkpoint=tmp_path, resume=True)), expected)
+
+
+def test_a_compiled_model_is_kept_under_the_keys_of_the_plain_one(tmp_path):
+    def run(model, **keywords):
+        keywords = {"loss_fn": nn.CrossEntropyLoss(), "progress": False, **keywords}
+        return tc.epochs(model, SOURCES["Batches"](), checkpoint=tmp_path, **keywords)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        list(run(torch.compile(nn.Sequential(nn.Linear(4, 3)), backend="eager"), epochs=1))
+    weights = load_checkpoint(tmp_path / "last.pt")["model"]
+    assert list(weights) == ["0.weight", "0.bias"]
+    plain = nn.Sequential(nn.Linear(4, 3))
+    assert len(run(plain, epochs=1, resume=True).history) == 1
+    assert torch.equal(plain[0].weight, weights["0.weight"])
+    with pytest.warns(UserWarning, match="a compiled model may get other kernels in another"):
+        run(torch.compile(plain, backend="eager"), epochs=1, resume=True)
 
 
 def test_an_error_is_survived_like_an_interrupt(tmp_path):
@@ -983,6 +1280,10 @@ def test_another_architecture_is_named_with_both_shapes_and_nothing_is_loaded(tm
         ({"loss_fn": nn.CrossEntropyLoss()}, "loss_fn must be 'Stop' .* got 'cross_entropy'"),
         ({"schedule": lambda o: None}, "schedule must be 'schedule' .* got None"),
         ({"optimizer": lambda m: SGD(m.parameters(), lr=0.1)}, "optimizer must be 'AdamW'"),
+        ({"clip_norm": 1.0}, r"clip_norm must be None .* got 1\.0"),
+        ({"best": "accuracy"}, "best must be 'valid_loss' .* got 'accuracy'"),
+        ({"schedule": lambda o: lambda progress: 1.0}, "schedule must be 'schedule' .* got '<lam"),
+        ({"source": "tensors"}, r"train must be .* got 'DataLoader\(.*sampler=RandomSampler"),
         ({"source": "a list"}, r"train must be '88 samples in Batches\(batch_size=16, .* 'list of"),
     ],
 )
@@ -1062,6 +1363,7 @@ def test_a_folder_that_cannot_be_made_is_found_before_training(tmp_path):
         begin(folder=tmp_path / "file" / "folder")
 
 
+@pytest.mark.system
 @pytest.mark.skipif(sys.platform != "linux", reason="a mount that one thread sees is Linux's")
 def test_a_disk_that_fills_up_costs_warnings_and_not_the_run(tmp_path):
     expected = reference()
@@ -1087,6 +1389,7 @@ def fill(folder):
             file.write(b"0" * 4096)
 
 
+@pytest.mark.system
 @pytest.mark.skipif(sys.platform != "linux", reason="a mount that one thread sees is Linux's")
 def test_a_disk_without_room_for_two_states_is_found_before_training(tmp_path):
     def run():

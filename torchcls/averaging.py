@@ -104,7 +104,8 @@ def _smoothed_sum(known: KnownLoss) -> Callable[[Tensor, Tensor], Tensor] | None
 def _count_classes(targets: Tensor, known: KnownLoss) -> Count:
     if _tensor(targets).is_floating_point():  # rows of probabilities: torch divides by their number
         return targets.numel() // targets.shape[1] if targets.ndim > 1 else 1
-    counted = targets.long() != known.options["ignore_index"]  # uint8 ids would wrap around
+    ids = targets if targets.dtype == torch.int64 else targets.long()  # uint8 would wrap around
+    counted = ids != known.options["ignore_index"]
     weight = known.options["weight"]
     count = counted.count_nonzero()
     if weight is not None:
@@ -237,7 +238,8 @@ class Mean:
 
 def wide(number: Tensor) -> Count:
     """A 0-d tensor without its graph, to add up: a number on the CPU, else wide where it lies."""
-    number = number.detach()
+    if number.requires_grad:
+        number = number.detach()
     if number.device.type == "cpu":
         return number.item()
     return number if number.device.type == "mps" else number.double()

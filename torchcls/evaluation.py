@@ -141,7 +141,7 @@ def _check_denominator(loss_fn: Loss, outputs: Any, targets: Any) -> None:
         fraction(loss_fn(mapped(tied, outputs), targets))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """What a model says of every sample, on the CPU.
 

@@ -258,7 +258,7 @@ def _assembled(chosen: Any) -> Run:
         epochs=chosen.epochs,
         schedule=schedule,
         validate=None if valid is None else validate,
-        look=look if chosen.check != "off" else None,
+        look=look,
     )
     run.history.findings = look.findings  # the same list: more may follow
     run.around = display.shown

@@ -61,7 +61,9 @@ class _Scaled(_Mixed):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._scaler = torch.amp.GradScaler(self._device.type)  # a broken step leaves marks
         self._scaler.load_state_dict(state)
+        self._has_gradients = False
 
 
 PRECISIONS = ("float32", "bfloat16", "float16")

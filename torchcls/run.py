@@ -30,7 +30,7 @@ class Rest(NamedTuple):
         epoch: The epoch, counted from 0.
         step: How many whole steps of it are taken.
         loss: The loss of the last one, taken before it: a 0-d tensor where the model is. Nobody has
-            waited for it; ``float(at.loss)`` does.
+            waited for it; ``float(at.loss)`` does. NaN where another process took that step.
         record: None inside an epoch; its record once it is over and validated.
     """
 
@@ -141,7 +141,8 @@ class Run:
     Attributes:
         history: What was reached so far; complete also after an interrupt.
         optimizer: The optimizer, the user's own or the default one.
-        model: The model, in training mode inside an epoch and as it was found between two.
+        model: The model: in training mode in a loop over the steps of an epoch, as it was found
+            between two epochs and wherever that loop is left.
         is_broken: Whether an error has left a step half done. The epoch at hand then begins again
             with the weights as they are, unless a state is loaded.
 
@@ -178,6 +179,7 @@ class Run:
         self._at = _At()
         self._is_stopped = False
         self._stream: Generator[Rest, None, None] | None = None
+        self._batches: Iterator[Any] | None = None  # what is left of the epoch at hand
         self.around: Around = lambda rests: rests()
 
     def steps(self) -> Iterator[Rest]:
@@ -185,7 +187,7 @@ class Run:
 
         Yields:
             ``at.epoch``, ``at.step``, ``at.loss`` and ``at.record``, which is None but after an
-            epoch. Evaluating in between is fine: the model goes on in the modes it had.
+            epoch. Evaluating in between is fine: the model goes on in training mode.
 
         Example:
             >>> import torchcls as tc
@@ -220,6 +222,7 @@ class Run:
         """The stream from where the run stands; whoever leaves it can come back."""
         if self.is_broken:
             self._at, self.is_broken = self._at.begun_again(), False
+            self.step.load_state_dict(self.step.state_dict())  # of a scale, what the step began
         while True:
             self._stream = self._stream or self._train()
             try:
@@ -229,54 +232,76 @@ class Run:
                     with torch.enable_grad():
                         at = next(self._stream, None)
             except BaseException:
-                self._stream, self.is_broken = None, True
+                self._stream, self._batches = None, None
+                self.is_broken = not self._at.is_trained
                 raise
             if at is None:
                 self._stream = None
                 return
-            yield at
+            try:
+                yield at
+            except GeneratorExit:
+                self._close()
+                raise
+
+    def _close(self) -> None:
+        """Let go of the model and the optimizer: modes and learning rates as they were found."""
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
 
     def _train(self) -> Generator[Rest, None, None]:
         """The one training loop: yields at every rest."""
-        step, optimizer, schedule, look = self.step, self.optimizer, self._schedule, self._look
         while self._at.epoch < self._epochs and not (self._is_stopped and self._at.step == 0):
-            at, batch, started = self._at, None, time.perf_counter()
-            taken: Taken | None
-            try:
-                with training(self.model) as keep_modes, schedule.during_epoch(at.epoch, at.step):
-                    step.renew()
-                    for batch in self.source.rest_of(at.epoch, at.step):
-                        batch = to_device(batch, self.device)
-                        schedule.before_step()
-                        taken = step.gradients(batch, optimizer)
-                        hold = None if look is None else look(taken, at.epoch, at.step)
-                        step.update(optimizer, hold)
-                        schedule.after_step()
-                        at.add(taken)
-                        # The graph is free before the next one is made, and what the source raises
-                        # next is no fault of this batch.
-                        taken = batch = None
-                        at.seconds += time.perf_counter() - started
-                        yield Rest(at.epoch, at.step, at.loss)
-                        started = time.perf_counter()
-                        keep_modes()
-            except Exception as failure:
-                if look is not None:
-                    look.explain(failure, batch)
-                raise
-            if look is not None:
-                look.after_epoch(at.epoch, at.mean)
-            self.history.micro_batch = step.pieces.size
-            found = None if self._validate is None else self._validate(at.epoch)
-            record = at.record(found)
-            schedule.after_epoch(record)
+            at, started = self._at, time.perf_counter()
+            if not at.is_trained:
+                yield from self._train_epoch(at)
+                started = time.perf_counter()
+                at.is_trained, self._batches = True, None
+                if self._look is not None:
+                    self._look.after_epoch(at.epoch, at.mean)
+            self.history.micro_batch = self.step.pieces.size
+            record = at.record(None if self._validate is None else self._validate(at.epoch))
+            self._schedule.after_epoch(record)
             record["time"] = at.seconds + time.perf_counter() - started
-            self.history.append(record)
+            if len(self.history) == at.epoch:  # an interrupt may have come behind it
+                self.history.append(record)
             self._at = at.next_epoch()
             yield Rest(at.epoch, at.step, at.loss, record)
 
+    def _train_epoch(self, at: "_At") -> Generator[Rest, None, None]:
+        """The steps of one epoch, or what is left of them."""
+        step, optimizer, schedule, look = self.step, self.optimizer, self._schedule, self._look
+        batch: Any = None
+        started = time.perf_counter()
+        try:
+            with training(self.model) as keep_modes, schedule.during_epoch(at.epoch, at.step):
+                step.renew()
+                if self._batches is None:
+                    self._batches = self.source.rest_of(at.epoch, at.step)
+                for batch in self._batches:
+                    batch = to_device(batch, self.device)
+                    schedule.before_step()
+                    taken = step.gradients(batch, optimizer)
+                    hold = None if look is None else look(taken, at.epoch, at.step)
+                    step.update(optimizer, hold)
+                    schedule.after_step()
+                    at.add(taken)
+                    # The graph is free before the next one is made, and what the source raises
+                    # next is no fault of this batch.
+                    del taken
+                    batch = None
+                    at.seconds += time.perf_counter() - started
+                    yield Rest(at.epoch, at.step, at.loss)
+                    started = time.perf_counter()
+                    keep_modes()
+        except Exception as failure:
+            if look is not None:
+                look.explain(failure, batch)
+            raise
+
     def state_dict(self) -> dict[str, Any]:
-        """All that moves in training, at a rest: tensors and plain values.
+        """All that moves in training, at a rest: tensors, the live ones and no copies, and numbers.
 
         ``"model"`` has the keys of the module that the user wrote. ``"beside"`` is what training
         moves and no ``state_dict`` has: of the model, of the loss, and of the optimizer alone.
@@ -302,9 +327,8 @@ class Run:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a state of such a run; what comes next comes from there."""
-        if self._stream is not None:
-            self._stream.close()  # modes and learning rates as the epoch at hand has found them
-        self._stream = None
+        self._close()
+        self._batches = None
         _load_optimizer(self.optimizer, state["optimizer"])
         beside = state["beside"]
         for module, name in ((written(self.model), "model"), (self.step.loss_fn, "loss")):
@@ -347,6 +371,7 @@ class _At:
         self.epoch, self.step, self.seconds = epoch, 0, 0.0
         self.mean = Mean()
         self.loss = torch.tensor(float("nan"))  # of a step in another process
+        self.is_trained = False  # whether only validation is left
         self._smooth, self._steps = smooth  # fastai's running mean, which no epoch resets
         self._begun = smooth
 
@@ -381,6 +406,7 @@ class _At:
         return {
             "epoch": self.epoch,
             "step": self.step,
+            "is_trained": self.is_trained,
             "seconds": self.seconds,
             "mean": self.mean.state_dict(),
             "smooth": (float(self._smooth), self._steps),
@@ -391,7 +417,7 @@ class _At:
     def at_state(state: dict[str, Any]) -> "_At":
         """Where another run stood."""
         at = _At(state["epoch"], tuple(state["begun"]))
-        at.step, at.seconds = state["step"], state["seconds"]
+        at.step, at.seconds, at.is_trained = state["step"], state["seconds"], state["is_trained"]
         at._smooth, at._steps = state["smooth"]
         at.mean.load_state_dict(state["mean"])
         return at

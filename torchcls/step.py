@@ -1,4 +1,4 @@
-"""The training step, the mechanism behind every exact number: a list of pieces and one total."""
+"""The training step: a list of pieces and one total, each piece with its exact share of it."""
 
 import functools
 from collections.abc import Callable

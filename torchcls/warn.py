@@ -1,13 +1,12 @@
 """Warnings that point at the line of the user's own that led to them."""
 
 import contextlib
+import os
 import sys
 import warnings
 from pathlib import Path
 
-_PACKAGE = str(Path(__file__).parent / "_")[
-    :-1
-]  # with the separator: a folder beside it is not ours
+_PACKAGE = os.path.join(os.path.dirname(__file__), "")  # not a folder that begins like it
 
 
 def warn(message: str) -> None:

@@ -37,9 +37,8 @@ def check(
 
     Runs one forward and backward of the batch in training mode, and of a batch with more than a
     million numbers only as many samples as hold that. Weights, buffers, gradients, attributes,
-    modes, hooks and random states are as before afterwards; metric objects are copied. Functions of
-    your own in ``metrics`` are called, on made-up answers too, where there is one output for each
-    sample.
+    modes, hooks and random states are as before afterwards; metric objects are copied. Where there
+    is one output for each sample, functions of your own are called, also on made-up answers.
 
     Args:
         model: Any module.
@@ -149,12 +148,9 @@ def _of_step(
 def denominator_findings(count: Count) -> Iterator[Finding]:
     """Whether the denominator that a loss returned is likely to be none."""
     if not isinstance(count, Tensor) and 0 < count < 1:
-        yield warning(
-            "loss-fails",
-            "The loss returns two numbers, which stand for (numerator, denominator), but the "
-            f"second is {count:.3g}, less than one sample. Of two losses, sum them: return a + b; "
-            "of a loss and a score, return the loss alone.",
-        )
+        seen = f"The loss returns a pair, but the second, {count:.3g}, is less than one sample."
+        fix = "Of two losses return a + b; of a loss and a score return the loss alone."
+        yield warning("loss-fails", f"{seen} {fix}")
 
 
 def _few(pair: Pair) -> Pair:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from torchcls import heads
@@ -37,11 +36,9 @@ def _form(inputs: Any, targets: Any, outputs: Any, loss: KnownLoss) -> Iterator[
         gives = f"{loss} needs one tensor of outputs, but the model gives {describe(outputs)}."
         yield error("output-form", gives + _how_to_pick(outputs))
     elif not (outputs.is_floating_point() or outputs.is_complex()):
-        yield error(
-            "output-form",
-            f"The model gives {dtype_of(outputs)} where {loss} needs scores as floats. Leave out "
-            "what makes whole numbers of them (argmax, a comparison).",
-        )
+        seen = f"The model gives {dtype_of(outputs)} where {loss} needs scores as floats."
+        fix = "Leave out what makes whole numbers of them (argmax, a comparison)."
+        yield error("output-form", f"{seen} {fix}")
     if not isinstance(targets, Tensor):
         yield error("target-form", _how_to_number(targets, loss))
     elif isinstance(outputs, Tensor):
@@ -58,21 +55,17 @@ def _how_to_pick(outputs: Any) -> str:
         one = f"outputs[{'logits' if 'logits' in outputs else next(iter(outputs))!r}]"
     else:
         return ""
-    return (
-        " Let the model return one of them, or pick it in the loss, with yours as criterion: "
-        f"loss_fn=lambda outputs, targets: criterion({one}, targets)."
-    )
+    loss = f"loss_fn=lambda outputs, targets: criterion({one}, targets)"
+    return f" Return one of them, or pick it in the loss, with yours as criterion: {loss}."
 
 
 def _how_to_number(targets: Any, loss: KnownLoss) -> str:
-    names = targets.tolist() if isinstance(targets, np.ndarray) and targets.ndim == 1 else targets
+    names = targets.tolist() if hasattr(targets, "tolist") else targets  # of numpy, pandas
     names = [names] if isinstance(names, str) else names
     if isinstance(names, (tuple, list)) and names and all(isinstance(n, str) for n in names):
         some = ", ".join(map(repr, sorted(set(names))[:3]))
-        return (
-            f"The targets are strings ({some}), but {loss} needs numbers. Make ids of a sorted "
-            "list of names where the data is read: names.index(label)."
-        )
+        seen = f"The targets are strings ({some}), but {loss} needs numbers."
+        return f"{seen} Make ids of a sorted list of names: names.index(label)."
     needs = f"{loss} needs the targets as one tensor, got {describe(targets)}."
     return f"{needs} Make it where the data is read: torch.as_tensor(targets)."
 
@@ -82,20 +75,15 @@ def _lengths(inputs: Any, outputs: Tensor, targets: Tensor) -> Iterator[Finding]
         return
     shape = tuple(inputs.shape) if isinstance(inputs, Tensor) else ()
     if outputs.ndim and shape[:1] == (len(outputs),):
-        yield error(
-            "target-shape",
-            f"There are {shape[0]} inputs but {len(targets)} targets in a batch: they do not "
-            "belong together. Look at how the labels were read (a lost header or first row?).",
-        )
+        seen = f"There are {shape[0]} inputs but {len(targets)} targets in a batch."
+        fix = "Look at how the labels were read (a lost header or first row?)."
+        yield error("target-shape", f"{seen} {fix}")
         return
     fix = "Their first axes must be the samples."
     if len(shape) == 3 and shape[0] == len(targets):  # read as one image
         fix = f"Add the channel axis: inputs.unsqueeze(1), giving {(shape[0], 1, *shape[1:])}."
-    yield error(
-        "output-shape",
-        f"The model gives outputs of shape {tuple(outputs.shape)} for {len(targets)} targets. "
-        f"{fix}",
-    )
+    seen = f"The model gives outputs of shape {tuple(outputs.shape)} for {len(targets)} targets."
+    yield error("output-shape", f"{seen} {fix}")
 
 
 # ------------------------------------------------------------------ the last activation
@@ -107,19 +95,14 @@ def _head(outputs: Tensor, targets: Any, loss: KnownLoss | None) -> Iterator[Fin
         yield from () if loss is None else _by_value(outputs, loss)
     elif executed.is_of_one and outputs.numel() > 1:
         always = "1" if executed.name == "softmax" else "0"
-        yield error(
-            "one-output",
-            f"The model ends in a {executed.name} over one output (outputs "
-            f"{tuple(outputs.shape)}), which is always {always}. Use a sigmoid for one output, or "
-            "give the last layer one output for each class.",
-        )
+        seen = f"The model ends in a {executed.name} over one output, which is always {always}."
+        fix = "Use a sigmoid for one output, or give the last layer one output for each class."
+        yield error("one-output", f"{seen} {fix}")
     elif _is_over_wrong_axis(outputs, targets, executed, loss):
         over = "the samples of the batch" if executed.dim == 0 else f"axis {executed.dim}"
-        yield error(
-            "wrong-axis",
-            f"{executed.name}(dim={executed.dim}) normalises the outputs {tuple(outputs.shape)} "
-            f"over {over}, not over the classes, which are in axis 1. Use dim=1.",
-        )
+        shape = tuple(outputs.shape)
+        seen = f"{executed.name}(dim={executed.dim}) normalises outputs {shape} over {over}."
+        yield error("wrong-axis", f"{seen} Use dim=1, the axis of the classes.")
     elif loss is not None and loss.kind.within is not None:
         yield from _within(outputs, executed.name, loss, loss.kind.within)
     elif loss is not None and loss.kind.before is not None:
@@ -184,19 +167,14 @@ def _within(outputs: Tensor, done: str, loss: KnownLoss, within: str) -> Iterato
         floor = math.log(1 + (classes - 1) / math.e)
         effect = f"so the loss cannot fall below {floor:.3f} for {classes} classes"
     if (done, within) == ("log_softmax", "softmax"):
-        yield note(
-            "redundant-log-softmax",
-            f"The model ends in log_softmax, and {loss} takes it once more: harmless.",
-        )
+        seen = f"The model ends in log_softmax, and {loss} takes it once more: harmless."
+        yield note("redundant-log-softmax", seen)
     elif effect and done in ("relu", "tanh"):
         needs = f"{loss} needs raw scores: remove the {done} behind the last layer."
         yield warning("bounded-outputs", f"The model ends in a {done}, {effect}. {needs}")
     elif effect:
-        yield error(
-            "activated-twice",
-            f"The model ends in a {done}, but {loss} applies the {within} itself, {effect}. "
-            f"Remove the {done} from the model.",
-        )
+        seen = f"The model ends in a {done}, but {loss} applies the {within} itself, {effect}."
+        yield error("activated-twice", f"{seen} Remove the {done} from the model.")
 
 
 def _before(outputs: Tensor, done: str, loss: KnownLoss, before: str) -> Iterator[Finding]:
@@ -209,33 +187,25 @@ def _before(outputs: Tensor, done: str, loss: KnownLoss, before: str) -> Iterato
         yield from _by_value(outputs, loss)
     elif done == "clamp":
         if low == 0 or high == 1:
-            yield warning(
-                "not-probabilities",
-                f"{loss} needs probabilities, but the model clamps raw scores: beyond the bounds "
-                "there is no gradient. Use BCEWithLogitsLoss on them, or a Sigmoid for the clamp.",
-            )
+            seen = "The model clamps raw scores: beyond the bounds there is no gradient."
+            fix = f"{loss} needs probabilities: use BCEWithLogitsLoss, or a Sigmoid for the clamp."
+            yield warning("not-probabilities", f"{seen} {fix}")
     elif not is_log:
         what = "raw scores" if done == "linear" else f"what comes out of a {done}"
         yield _no_probabilities(outputs, loss, f"the model gives {what}")
     else:
-        gives = f"ends in a {done}, which gives probabilities. Use log_softmax(dim=1)."
+        needs = f"{loss} needs log-probabilities, but the model gives"
+        seen, fix = f"{needs} probabilities.", "Use log_softmax(dim=1)."
         if done not in ("softmax", "sigmoid"):
-            use = "CrossEntropyLoss, or add" if "ids" in loss.kind.targets else "log_softmax:"
-            gives = (
-                f"gives raw scores{span(outputs)}, so the loss falls without limit. Use {use} "
-                "LogSoftmax(dim=1)."
-            )
-        yield error(
-            "not-log-probabilities", f"{loss} needs log-probabilities, but the model {gives}"
-        )
+            seen = f"{needs} raw scores{span(outputs)}, so the loss falls without limit."
+            fix = "Add LogSoftmax(dim=1), or use CrossEntropyLoss for class ids."
+        yield error("not-log-probabilities", f"{seen} {fix}")
 
 
 def _no_probabilities(outputs: Tensor, loss: KnownLoss, what: str) -> Finding:
-    return error(
-        "not-probabilities",
-        f"{loss} needs probabilities, but {what}{span(outputs)}. "
-        "Use BCEWithLogitsLoss on raw scores, or add a Sigmoid.",
-    )
+    seen = f"{loss} needs probabilities, but {what}{span(outputs)}."
+    fix = "Use BCEWithLogitsLoss on raw scores, or add a Sigmoid."
+    return error("not-probabilities", f"{seen} {fix}")
 
 
 def _by_value(outputs: Tensor, loss: KnownLoss) -> Iterator[Finding]:
@@ -244,8 +214,6 @@ def _by_value(outputs: Tensor, loss: KnownLoss) -> Iterator[Finding]:
     if loss.kind.before == "sigmoid" and (low < 0 or high > 1):
         yield _no_probabilities(outputs, loss, "the outputs are none")
     elif loss.name == "nll_loss" and math.isfinite(high) and high > 1e-2:
-        yield warning(
-            "not-log-probabilities",
-            f"{loss} needs log-probabilities, which are never above 0, but the outputs are"
-            f"{span(outputs)}. Use CrossEntropyLoss on raw scores, or add LogSoftmax(dim=1).",
-        )
+        seen = f"{loss} needs log-probabilities, never above 0, but the outputs are{span(outputs)}."
+        fix = "Use CrossEntropyLoss on raw scores, or add LogSoftmax(dim=1)."
+        yield warning("not-log-probabilities", f"{seen} {fix}")

@@ -12,8 +12,6 @@ from torchcls.preflight.findings import Finding, error
 from torchcls.preflight.graph import ran_exp
 from torchcls.preflight.reading import bounds, dtype_of, leaves_of
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
 
 def explain_forward(failure: Exception, model: nn.Module) -> Finding | None:
     """Explain what a model raised by the layer of torch in which it happened; None if unclear."""
@@ -23,11 +21,9 @@ def explain_forward(failure: Exception, model: nn.Module) -> Finding | None:
     name = next((name for name, module in model.named_modules() if module is layer), "")
     which = f"The layer {type(layer).__name__}" + (f" {name!r}" if name else "")
     if isinstance(given, (dict, str, list, tuple)):
-        return error(
-            "batch-form",
-            f"{which} was given a {type(given).__name__} where it needs a tensor. Make the pair "
-            "(inputs, targets) of a batch what the model takes.",
-        )
+        seen = f"{which} was given a {type(given).__name__} where it needs a tensor."
+        fix = "Make the pair (inputs, targets) of a batch what the model takes."
+        return error("batch-form", f"{seen} {fix}")
     if not isinstance(given, Tensor):
         return None
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
@@ -54,33 +50,25 @@ def _where(traceback: TracebackType | None) -> tuple[nn.Module | None, Any]:
 
 def _embedding(layer: nn.Embedding | nn.EmbeddingBag, which: str, given: Tensor) -> Finding | None:
     if given.dtype not in (torch.int64, torch.int32):
-        return error(
-            "input-dtype",
-            f"{which} looks up ids, but was given {dtype_of(given)}. Use inputs.long().",
-        )
+        seen = f"{which} looks up ids, but was given {dtype_of(given)}."
+        return error("input-dtype", f"{seen} Use inputs.long().")
     low, high = bounds(given) or (0, 0)
     if low >= 0 and high < layer.num_embeddings:
         return None
+    bad = low if low < 0 else high
     more = f", or use nn.Embedding({high + 1}, {layer.embedding_dim})" if low >= 0 else ""
-    return error(
-        "input-shape",
-        f"{which} has {layer.num_embeddings} rows, but was given the id "
-        f"{low if low < 0 else high}. Number the ids from 0{more}.",
-    )
+    seen = f"{which} has {layer.num_embeddings} rows, but was given the id {bad}."
+    return error("input-shape", f"{seen} Number the ids from 0{more}.")
 
 
 def _dtype(layer: nn.Module, which: str, given: Tensor) -> Finding | None:
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or given.dtype == weight.dtype:
         return None
-    casts = {torch.float32: "float()", torch.float64: "double()"}
-    cast = casts.get(weight.dtype, f"to({weight.dtype})")
+    cast = "float()" if weight.dtype == torch.float32 else f"to({weight.dtype})"
     scale = " / 255" if given.dtype == torch.uint8 else ""
-    return error(
-        "input-dtype",
-        f"{which} has {dtype_of(weight)} weights, but was given {dtype_of(given)}. "
-        f"Use inputs.{cast}{scale}.",
-    )
+    seen = f"{which} has {dtype_of(weight)} weights, but was given {dtype_of(given)}."
+    return error("input-dtype", f"{seen} Use inputs.{cast}{scale}.")
 
 
 def _size(layer: nn.Module, which: str, given: Tensor) -> Finding | None:
@@ -91,18 +79,12 @@ def _size(layer: nn.Module, which: str, given: Tensor) -> Finding | None:
         fix = f"Use nn.Linear({shape[-1]}, {layer.out_features})."
         if math.prod(shape[1:]) == layer.in_features:
             fix = "Put nn.Flatten() before it."
-        return error(
-            "input-shape",
-            f"{which} takes {layer.in_features} features in the last axis, but was given {shape}. "
-            f"{fix}",
-        )
-    is_single = len(shape) > 1 and given.numel() == shape[1]
-    if isinstance(layer, _NORMS) and layer.training and is_single:
-        return error(
-            "last-batch",
-            f"{which} cannot train on a batch of 1 sample, since it takes the mean over the batch. "
-            "Use drop_last=True, or another batch size.",
-        )
+        wants = f"{which} takes {layer.in_features} features in the last axis"
+        return error("input-shape", f"{wants}, but was given {shape}. {fix}")
+    is_single = layer.training and len(shape) > 1 and given.numel() == shape[1]
+    if is_single and isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+        seen = f"{which} cannot train on a batch of 1 sample."
+        return error("last-batch", f"{seen} Use drop_last=True, or another batch size.")
     return None
 
 
@@ -121,10 +103,7 @@ def _convolution(layer: Any, which: str, shape: tuple[int, ...]) -> Finding:
 
 
 def is_finite(gradients: Iterable[Tensor | None]) -> bool:
-    """Whether every number in some gradients is finite. Waits for an accelerator.
-
-    A sum is finite unless one of its terms is not, or it overflows: only then each is looked at.
-    """
+    """Whether every number is finite; each is looked at only where their sum is not. Waits."""
     for gradient in gradients:
         if gradient is not None and not math.isfinite(abs(gradient.sum().item())):
             values = gradient.coalesce().values() if gradient.is_sparse else gradient
@@ -141,22 +120,14 @@ def what_went_first(batch: tuple[Any, Any], outputs: Any, model: nn.Module) -> s
         return f"{seen} Clean them where the data is read."
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            return (
-                f"Inputs and targets are finite, but the model's {name} is not: the batches "
-                "before have ruined it. Lower the learning rate, or look at its gradient."
-            )
+            seen = f"Inputs and targets are finite, but the model's {name} is not."
+            return f"{seen} Batches before have ruined it: lower the learning rate."
     if seen := _bad_in(outputs, "outputs"):
         exp = ""
         if isinstance(outputs, Tensor) and ran_exp(outputs):
-            exp = (
-                " An exponential in the model overflows above 88, as in a softmax made by hand: "
-                "use log_softmax, or CrossEntropyLoss on raw scores."
-            )
+            exp = " An exponential overflows above 88: use log_softmax, or CrossEntropyLoss alone."
         return f"Inputs and weights are finite. {seen}{exp}"
-    return (
-        "Inputs, weights and outputs are finite: the loss itself overflows, divides 0 by 0 or "
-        "takes the logarithm of 0."
-    )
+    return "Inputs, weights and outputs are finite: the loss itself overflows or divides by 0."
 
 
 def _bad_in(structure: Any, name: str) -> str:
@@ -176,7 +147,5 @@ def which_gradient(where: str, gradients: Iterable[tuple[str, Tensor | None]]) -
     bad = [name for name, gradient in gradients if not is_finite([gradient])]
     first = f"the gradient of {bad[0]} is not" if bad else "a gradient is not"
     more = f" ({len(bad)} parameters in all)" if len(bad) > 1 else ""
-    return (
-        f"The loss is finite in {where}, but {first}{more}: a square root or a division at 0, or a "
-        "logarithm that was masked only afterwards."
-    )
+    why = "a square root, a division or a logarithm at 0, masked only afterwards"
+    return f"The loss is finite in {where}, but {first}{more}: {why}."

@@ -1,7 +1,6 @@
-"""What was executed last: read off the autograd graph of a model's output.
+"""What was executed last: read off the autograd graph of the outputs.
 
-Neither the modules that a model contains nor the order in which they are registered tell that: a
-softmax may stand inside attention, a sigmoid in a gate. The graph holds what really happened.
+The modules of a model do not tell: a softmax may stand inside attention, a sigmoid in a gate.
 """
 
 import re
@@ -50,18 +49,11 @@ _WEIGHTS = {"Addmm": 2, "Mm": 1, "Convolution": 1}  # which of their operands is
 
 
 class Executed(NamedTuple):
-    """The last operation that gave the outputs their values.
+    """The last operation that gave the outputs their values."""
 
-    Attributes:
-        name: softmax, log_softmax, sigmoid, log_sigmoid, relu, tanh, clamp (of raw scores) or
-            linear (any layer whose outputs nothing bounds).
-        dim: Over which axis of the outputs a softmax went; None where that cannot be told.
-        is_of_one: Whether a softmax of torch's went over an axis of length 1.
-    """
-
-    name: str
-    dim: int | None = None
-    is_of_one: bool = False
+    name: str  # one of _ENDS, or clamp (of raw scores)
+    dim: int | None = None  # of the outputs, over which a softmax went; None where nobody can tell
+    is_of_one: bool = False  # whether a softmax of torch's went over an axis of length 1
 
 
 def last_executed(outputs: Tensor) -> Executed | None:
@@ -175,7 +167,7 @@ def _axis(dim: int | None, ndim: int | None) -> int | None:
 def was_written_into_last_axis(outputs: Tensor) -> bool:
     """Whether a linear layer gave the outputs, but for their shape: its features come last."""
     node: Any = outputs.grad_fn
-    while node is not None and "View" in _kind(node):
+    while "View" in _kind(node):
         node = _before(node)
     return _kind(node) in ("Addmm", "Mm", "Linear")
 
@@ -194,12 +186,12 @@ def nodes(outputs: Tensor) -> Iterator[Any]:
 
 def normalises_single_values(outputs: Tensor, n: int) -> bool:
     """Whether batch statistics were taken over one value for each of n samples."""
-    for node in nodes(outputs):
-        if "BatchNorm" in _kind(node) and getattr(node, "_saved_training", True):
-            shape = _shape(node)
-            if len(shape) > 1 and shape[0] == n and prod(shape[2:]) == 1:
-                return True
-    return False
+    shapes = [
+        _shape(node)
+        for node in nodes(outputs)
+        if "BatchNorm" in _kind(node) and getattr(node, "_saved_training", True)
+    ]
+    return any(len(shape) > 1 and shape[0] == n and prod(shape[2:]) == 1 for shape in shapes)
 
 
 def ran_exp(outputs: Tensor) -> bool:

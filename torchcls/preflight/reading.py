@@ -17,8 +17,7 @@ from torchcls.batches import device_of, mapped
 def untouched(*modules: Any) -> Iterator[None]:
     """Put back weights, buffers, attributes, modes and all random states afterwards.
 
-    Gradients are not looked after: ask for them with ``torch.autograd.grad``, which leaves
-    ``.grad`` and every hook on it alone. What is no module is passed over.
+    But for gradients: ``torch.autograd.grad`` leaves them alone. What is no module is passed over.
     """
     with ExitStack() as stack:
         found = [module for module in modules if isinstance(module, nn.Module)]

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from torchcls import heads
 from torchcls.averaging import Mean
-from torchcls.batches import split
+from torchcls.batches import Pair, split
 from torchcls.evaluation import Metrics, named_metrics
 from torchcls.preflight import contract, failure, scores, sources, training
 from torchcls.preflight import targets as of_targets
@@ -57,6 +57,7 @@ class Preflight:
         self._has_seen_step, self._has_seen_valid = False, valid is None
         self._first_inputs: Any = None  # some of the first batch, until validation was seen
         self._first_bad: Tensor | None = None  # the number of a batch, on an accelerator
+        self._bad_before: Tensor | None = None  # the same, in the process that is resumed
         self._holds_back = self._watches_gradients = False
         if check != "off":
             static = training.findings_of(model, loss_fn, optimizer, has_schedule=has_schedule)
@@ -65,8 +66,7 @@ class Preflight:
             self._has_targets = sources.targets_of(train) is not None
 
     def _settle(self, findings: Iterable[Finding]) -> None:
-        known, before = self.findings, self._said_before
-        new = [found for found in findings if found not in known and found.code not in before]
+        new = [f for f in findings if f not in self.findings and f.code not in self._said_before]
         self.findings += act_on(new, self._check, self._ignore)
 
     def _say_once(self, code: str, message: str) -> None:
@@ -78,9 +78,8 @@ class Preflight:
     def __call__(self, taken: Taken, epoch: int, number: int) -> Tensor | None:
         """Look at a step between its backward pass and the optimizer's; both numbers count from 0.
 
-        Returns:
-            On an accelerator, for an optimizer that can be told so: a 0-d tensor that is 1 where it
-            is to skip this step and all that follow, since a loss was not finite; else None.
+        On an accelerator, for an optimizer that can be told so, a 0-d tensor comes back that is 1
+        where it is to skip this step and all that follow, since a loss was not finite.
         """
         if self._check == "off":
             return None
@@ -108,8 +107,8 @@ class Preflight:
 
     def _begin(self) -> None:
         """Begin a stretch of steps, at the start of an epoch or where a run goes on inside one."""
-        self._held = training.held_by(self._optimizer)  # what it holds
-        self._first_bad = None
+        self._held = training.held_by(self._optimizer)
+        self._first_bad, self._bad_before = self._bad_before, None
         is_fused = all(group.get("fused") for group in self._optimizer.param_groups)
         may_hold_back = self._check == "error" and not self._scales_loss and is_fused
         self._holds_back = may_hold_back and "non-finite-loss" in self._watched
@@ -207,21 +206,16 @@ class Preflight:
         if self._check == "off":
             return
         if mean.counted() == 0:
-            self._say_once(
-                "all-ignored",
-                f"No target of epoch {epoch} (counted from 0) counts: each is ignore_index, or has "
-                "class weight 0. Look at how the labels were read.",
-            )
+            seen = f"No target of epoch {epoch} (counted from 0) counts: each is ignore_index, or"
+            self._say_once("all-ignored", f"{seen} has class weight 0. Look at the labels.")
         bad = math.inf if self._first_bad is None else self._first_bad.item()
         if bad < math.inf:
-            self._say_once(
-                "non-finite-loss",
-                f"The loss is not finite in batch {bad:.0f} of epoch {epoch} (both counted from "
-                "0). On the CPU the run would stop there and say what went first. "
-                f"{_KEPT if self._holds_back else 'The optimizer has gone on stepping.'}",
-            )
+            where = f"batch {bad:.0f} of epoch {epoch} (both counted from 0)"
+            kept = _KEPT if self._holds_back else "The optimizer has gone on stepping."
+            seen = f"The loss is not finite in {where}. On the CPU the run says what went first."
+            self._say_once("non-finite-loss", f"{seen} {kept}")
 
-    def at_valid(self, number: int, loss: float, batch: tuple[Any, Any], outputs: Any) -> None:
+    def at_valid(self, number: int, loss: float, batch: Pair, outputs: Any) -> None:
         """Look at a validation batch: the first beside training, of each the loss."""
         if not self._has_seen_valid and self._check != "off":
             self._has_seen_valid = True
@@ -233,33 +227,37 @@ class Preflight:
             self._not_finite("non-finite-valid-loss", where, loss, batch, outputs, kept)
 
     def _not_finite(
-        self, code: str, where: str, loss: float, batch: tuple[Any, Any], outputs: Any, kept: str
+        self, code: str, where: str, loss: float, batch: Pair, outputs: Any, kept: str
     ) -> None:
         why = failure.what_went_first(batch, outputs, self._model)
         self._say_once(code, f"The loss is {loss:g} in {where}. {why} {kept}")
 
     def explain(self, failure: Exception, batch: Any) -> None:
         """Raise a ``ContractError`` from what a step on a batch raised, where that can be told."""
-        if self._check == "off" or batch is None:
-            return
-        if isinstance(failure, (ContractError, torch.OutOfMemoryError)):
+        is_known = isinstance(failure, (ContractError, torch.OutOfMemoryError))
+        if self._check == "off" or batch is None or is_known:
             return
         try:
             found = check_batch(self._model, batch, self._loss_fn)
         except Exception:  # what stands in the way of looking is the failure itself
             return
-        unexplained = ("forward-fails", "loss-fails")
+        found = [f for f in found if f.severity == "error" and not f.code.endswith("-fails")]
         try:
-            self._settle(f for f in found if f.severity == "error" and f.code not in unexplained)
+            self._settle(found)
         except ContractError as explained:
             raise explained from failure
 
     def state_dict(self) -> dict[str, Any]:
-        """What was found."""
-        return {"findings": [(f.code, f.severity, f.message) for f in self.findings]}
+        """What was found; waits for an accelerator."""
+        bad = None if self._first_bad is None else float(self._first_bad)
+        found = [(f.code, f.severity, f.message) for f in self.findings]
+        return {"findings": found, "first bad": bad if bad != math.inf else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self.findings[:] = [Finding(*found) for found in state["findings"]]
         self._said_before = {finding.code for finding in self.findings}
         self._watched -= self._said_before
+        bad = state.get("first bad")
+        self._bad_before = None if bad is None else torch.tensor(bad)
+        self._number = -2  # so that the next step begins a stretch

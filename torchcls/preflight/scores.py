@@ -58,12 +58,9 @@ def _ours(
         takes, are = "raw scores", "probabilities"
         if not option.default:
             takes, are = are, takes
-        yield error(
-            "metric-threshold",
-            f"The metric {name} takes the outputs for {takes}, but they are {are}: it would cut "
-            f"them at the wrong place. Use functools.partial({name}, "
-            f"from_logits={not option.default}).",
-        )
+        seen = f"The metric {name} takes the outputs for {takes}, but they are {are}."
+        fix = f"Use functools.partial({name}, from_logits={not option.default})."
+        yield error("metric-threshold", f"{seen} {fix}")
         return
     try:
         metric(outputs.detach(), targets)
@@ -72,11 +69,8 @@ def _ours(
         return
     rows = None if loss is None else heads.row_of(loss.name, outputs)
     if rows is not None and rows is not row:
-        yield note(
-            "metric-of-another-row",
-            f"The metric {name} belongs to another kind of target than {loss}, whose row in "
-            f"torchcls.heads has {rows.metric or 'no metric of its own'}: fine if it is meant.",
-        )
+        seen = f"The metric {name} belongs to another kind of target than {loss}"
+        yield note("metric-of-another-row", f"{seen}, which has {rows.metric or 'none'}.")
 
 
 def _are_raw(outputs: Tensor, loss: KnownLoss | None) -> bool | None:
@@ -134,20 +128,15 @@ def _own(
     made_up = _made_up(outputs, targets, loss)
     fault = None if made_up is None else _fault_of(metric, outputs, *made_up)
     if fault == "argmax":
-        yield error(
-            "metric-ignores-outputs",
-            f"The metric {name} takes the argmax over 1 column, which is always class 0: it "
-            "scores the share of zeros among the targets. With one output use a threshold: "
-            f"torchcls.threshold_accuracy{' with from_logits=True' if takes_logits else ''}.",
-        )
+        seen = f"The metric {name} takes the argmax over 1 column, which is always class 0."
+        share = "That is the share of zeros among the targets."
+        use = f"threshold_accuracy{' with from_logits=True' if takes_logits else ''}"
+        yield error("metric-ignores-outputs", f"{seen} {share} Use torchcls.{use}.")
     elif fault == "pairs":
         yield error("metric-broadcasts", f"The metric {name} compares {_pairs(outputs, targets)}")
     elif made_up and takes_logits and _cuts_at_half(metric, made_up[0]):
-        yield warning(
-            "metric-threshold",
-            f"The metric {name} cuts the outputs at 0.5, but they are raw scores, where 0.5 is a "
-            "probability of 0.62. Cut at 0, or apply the sigmoid first.",
-        )
+        seen = f"The metric {name} cuts raw scores at 0.5, which is a probability of 0.62."
+        yield warning("metric-threshold", f"{seen} Cut at 0, or apply the sigmoid first.")
 
 
 def loss_findings(loss_fn: Loss, outputs: Any, targets: Any) -> Iterator[Finding]:
@@ -155,9 +144,8 @@ def loss_findings(loss_fn: Loss, outputs: Any, targets: Any) -> Iterator[Finding
 
     A copy is called, and only where the shapes are such that torch would broadcast them.
     """
-    if heads.named(loss_fn) is not None or not isinstance(outputs, Tensor):
-        return
-    if not isinstance(targets, Tensor) or outputs.shape == targets.shape:
+    are_tensors = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
+    if heads.named(loss_fn) is not None or not are_tensors or outputs.shape == targets.shape:
         return
     outputs = outputs.detach()
     made_up = _made_up(outputs, targets, None)
@@ -174,25 +162,19 @@ def loss_findings(loss_fn: Loss, outputs: Any, targets: Any) -> Iterator[Finding
 
 
 def _pairs(outputs: Tensor, targets: Tensor) -> str:
-    n, fix = len(outputs), "targets.reshape(-1, 1)"
-    return (
-        f"outputs {tuple(outputs.shape)} with targets {tuple(targets.shape)}: that is {n} x {n} "
-        "pairs, every output with every target. Give both one shape: "
-        f"{fix if outputs.ndim == 2 else 'targets.squeeze(1)'}."
-    )
+    shapes = f"outputs {tuple(outputs.shape)} with targets {tuple(targets.shape)}"
+    fix = "targets.reshape(-1, 1)" if outputs.ndim == 2 else "targets.squeeze(1)"
+    return f"{shapes}: that is {len(outputs)} x {len(outputs)} pairs. Give both one shape: {fix}."
 
 
 def _made_up(
     outputs: Tensor, targets: Tensor, loss: KnownLoss | None
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Targets that take turns, outputs that are right about them, and the same for each other.
-
-    Only for one output for each sample and targets of 0 and 1 on the CPU.
-    """
+    """Targets that take turns, answers that are right about them, and those of other samples."""
     n = len(outputs) if outputs.ndim else 0
     shapes = ((n,), (n, 1))
     if n < 4 or tuple(outputs.shape) not in shapes or tuple(targets.shape) not in shapes:
-        return None
+        return None  # where so much goes wrong: one output for each sample, and 0 or 1
     if not consists_of(targets, 0, 1):
         return None
     truth = torch.arange(n) // 2 % 2  # 0 0 1 1: moved by one, half of the answers are wrong

@@ -19,7 +19,7 @@ from torchcls import heads
 from torchcls.batches import num_batches
 from torchcls.preflight.findings import Finding, error, note, warning
 from torchcls.preflight.graph import normalises_single_values
-from torchcls.preflight.reading import bounds, is_readable
+from torchcls.preflight.reading import bounds, is_readable, span
 from torchcls.step import Loss
 
 
@@ -30,7 +30,10 @@ def findings_of(train: Any, valid: Any) -> Iterator[Finding]:
     if valid is not None:
         yield from _same_samples(train, valid)
         yield from _class_tables(_dataset(train), _dataset(valid))
-        yield from _dropped(valid)
+        n, size, drops = _cut(valid)
+        if drops and n % size:
+            seen = f"Validation leaves out the last {n % size} of {n} samples."
+            yield note("valid-drops-samples", f"{seen} Set drop_last=False.")
 
 
 # ------------------------------------------------------------------ what a source holds
@@ -95,7 +98,7 @@ def _takes_all(source: Any) -> bool:
 
 def _cut(source: Any) -> tuple[int, int, bool]:
     """Samples in a pass and in a batch, and whether the rest is dropped; none where unknown."""
-    cutter = source if _is_batches(source) else getattr(source, "batch_sampler", None)
+    cutter: Any = source if _is_batches(source) else getattr(source, "batch_sampler", None)
     n = len(source.inputs) if _is_batches(source) else num_batches(_sampler(source))
     return (0, 1, False) if n is None else (n, cutter.batch_size, cutter.drop_last)
 
@@ -108,11 +111,8 @@ def last_batch(train: Any, targets: Any, outputs: Any) -> Iterator[Finding]:
     if not isinstance(targets, Tensor) or not isinstance(outputs, Tensor):
         return
     if targets.shape[:1] == (size,) and normalises_single_values(outputs, size):
-        yield error(
-            "last-batch",
-            f"The last batch has 1 sample ({n} samples, batch size {size}), and BatchNorm cannot "
-            "train on it. Use drop_last=True, or another batch size.",
-        )
+        seen = f"The last batch has 1 sample ({n} samples, batch size {size}), and BatchNorm fails."
+        yield error("last-batch", f"{seen} Use drop_last=True, or another batch size.")
 
 
 def _some_of(rows: Tensor, n: int) -> Tensor:
@@ -147,11 +147,8 @@ def _order(train: Any) -> Iterator[Finding]:
     if not steps.any():
         yield note("one-class", f"All {len(ids)} training targets are {ids[0].item()}.")
     elif not is_shuffled and ((steps >= 0).all() or (steps <= 0).all()):
-        yield note(
-            "sorted-targets",
-            "The training targets come sorted by class, so a batch holds one class. Set "
-            "shuffle=True on the training batches.",
-        )
+        seen = "The training targets come sorted by class, so a batch holds one class."
+        yield note("sorted-targets", f"{seen} Set shuffle=True on the training batches.")
 
 
 def _ids_in_order(train: Any) -> Tensor | None:
@@ -183,22 +180,21 @@ def _shift(train: Any) -> Iterator[Finding]:
     n, (_, shift, inputs, targets) = len(dataset), first
     if (inputs == targets and shift == 0) or max(inputs, targets) - n > 1 + abs(shift):
         return  # they go together, or are parts that were cut out on purpose
-    yield warning(
-        "shifted-targets",
-        f"The {n} pairs take row i of {inputs} inputs and row i"
-        f"{f' + {shift}' if shift else ''} of {targets} targets, and zip stops at the shorter one: "
-        "look at how the labels were read (a lost header or first row?).",
-    )
+    row = f"row i + {shift}" if shift else "row i"
+    seen = f"The {n} pairs take row i of {inputs} inputs and {row} of {targets} targets."
+    fix = "Look at how the labels were read (a lost header or first row?)."
+    yield warning("shifted-targets", f"{seen} {fix}")
 
 
 def _places(pair: Any) -> tuple[int, ...]:
-    """Row of the inputs, how far the row of the targets is off, and how many rows each has."""
-    parts = pair if isinstance(pair, tuple) and len(pair) == 2 else (None, None)
-    bases: list[Any] = [part._base if isinstance(part, Tensor) else None for part in parts]
+    """Row of the inputs, how far that of the targets is off, and how many rows each has."""
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        return ()
+    bases: list[Any] = [part._base if isinstance(part, Tensor) else None for part in pair]
     if bases[0] is bases[1]:  # None, or two parts of one table
         return ()
     rows = []
-    for part, base in zip(parts, bases, strict=True):
+    for part, base in zip(pair, bases, strict=True):
         if base is None or base.ndim != part.ndim + 1 or not base.is_contiguous():
             return ()
         rows.append(part.storage_offset() // max(1, base.stride(0)))
@@ -223,9 +219,7 @@ def _same_samples(train: Any, valid: Any) -> Iterator[Finding]:
         return
     ours, theirs = _held(train), _held(valid)
     if ours is not None and theirs is not None:
-        if _are_comparable(ours.inputs, theirs.inputs):
-            is_same = ours.inputs.data_ptr() == theirs.inputs.data_ptr()
-            yield from _overlap(ours, theirs, is_one_batch=is_same and num_batches(train) == 1)
+        yield from _overlap(ours, theirs, is_one_batch=num_batches(train) == 1)
         return
     is_one = _dataset(train) is not None and _dataset(train) is _dataset(valid)
     if is_one and _takes_all(train) and _takes_all(valid) and batches != 1:
@@ -237,19 +231,19 @@ def _is_pair(batch: Any) -> bool:
 
 
 def _valid_is_train(what: str) -> Finding:
-    return warning(
-        "valid-is-train",
-        f"{what}: the validation numbers say nothing about new data. Split the data first, as "
-        "torch.utils.data.random_split does.",
-    )
+    return warning("valid-is-train", f"{what}. Split the data first, as random_split does.")
 
 
 def _overlap(ours: _Held, theirs: _Held, *, is_one_batch: bool) -> Iterator[Finding]:
     """Look for some validation samples, input and target, among the training samples."""
-    width = max(1, theirs.inputs[0].numel())
+    x, y = ours.inputs, theirs.inputs
+    if not is_readable(x) or not is_readable(y) or x.is_complex() or x.is_quantized:
+        return
+    if x.shape[1:] != y.shape[1:] or x.dtype != y.dtype or len(y) < 2:
+        return
+    width = y[0].numel()
     asked = _some_of(theirs.rows, min(256, max(16, 4_000_000 // width)))
-    stored = ours.inputs.reshape(len(ours.inputs), -1)
-    samples = theirs.inputs.reshape(len(theirs.inputs), -1)[asked]
+    stored, samples = x.reshape(len(x), -1), y.reshape(len(y), -1)[asked]
     # A few columns that tell samples apart say where to look; whole rows are compared then.
     among = torch.linspace(0, width - 1, min(width, 4096)).long()
     columns = among[samples[:, among].double().var(0).topk(min(16, len(among))).indices]
@@ -266,21 +260,12 @@ def _overlap(ours: _Held, theirs: _Held, *, is_one_batch: bool) -> Iterator[Find
         )
     # Where training has many samples twice, inputs have few values: others meet by chance.
     repeats = 1 - len(keys.unique()) / len(keys)
-    if found >= len(asked) / 2 and not is_one_batch and repeats < 0.1:
-        yield _valid_is_train(
-            f"Training and validation hold the same samples ({found} of {len(asked)} looked at)"
-        )
+    is_meant = is_one_batch and x.data_ptr() == y.data_ptr()
+    if found >= len(asked) / 2 and not is_meant and repeats < 0.1:
+        yield _valid_is_train(f"{found} of {len(asked)} validation samples are training samples")
     elif found:
-        yield note(
-            "valid-overlaps",
-            f"{found} of {len(asked)} validation samples stand among the training samples, too.",
-        )
-
-
-def _are_comparable(ours: Tensor, theirs: Tensor) -> bool:
-    if not is_readable(ours) or not is_readable(theirs) or ours.is_complex() or ours.is_quantized:
-        return False
-    return ours.shape[1:] == theirs.shape[1:] and ours.dtype == theirs.dtype and len(theirs) > 1
+        seen = f"{found} of {len(asked)} validation samples"
+        yield note("valid-overlaps", f"{seen} stand among the training samples, too.")
 
 
 def _class_tables(ours: Any, theirs: Any) -> Iterator[Finding]:
@@ -293,20 +278,10 @@ def _class_tables(ours: Any, theirs: Any) -> Iterator[Finding]:
     train, valid = tables
     name = next((name for name in valid if train.get(name) != valid[name]), None)
     if name is not None:
-        yield error(
-            "class-tables",
-            f"The class {name!r} has id {valid[name]} in validation but {train.get(name, 'no id')} "
-            "in training. Use torchcls.image_folder(root, classes=train.classes).",
-        )
-
-
-def _dropped(valid: Any) -> Iterator[Finding]:
-    n, size, drops = _cut(valid)
-    if drops and n % size:
-        yield note(
-            "valid-drops-samples",
-            f"Validation leaves out the last {n % size} of {n} samples. Set drop_last=False.",
-        )
+        place = train.get(name, "no id")
+        seen = f"The class {name!r} has id {valid[name]} in validation but {place} in training."
+        fix = "Use torchcls.image_folder(root, classes=train.classes)."
+        yield error("class-tables", f"{seen} {fix}")
 
 
 # ------------------------------------------------------------------ scale
@@ -319,23 +294,15 @@ def scale_findings(train: Any, valid: Any) -> Iterator[Finding]:
     if any(t.device.type != "cpu" or t.layout != torch.strided for t in (train, valid)):
         return
     if train.ndim != valid.ndim or train.shape[1:] != valid.shape[1:]:
-        yield note(
-            "shape-differs",
-            f"A training sample has shape {tuple(train.shape[1:])}, a validation sample "
-            f"{tuple(valid.shape[1:])}.",
-        )
-    ours, theirs = bounds(train), bounds(valid)
-    if ours is None or theirs is None:
+        seen = f"Training samples have shape {tuple(train.shape[1:])}"
+        yield note("shape-differs", f"{seen}, validation samples {tuple(valid.shape[1:])}.")
+    are_ids = not (train.is_floating_point() or valid.is_floating_point())
+    if are_ids or bounds(train) is None or bounds(valid) is None:
         return
-    if not (train.is_floating_point() or valid.is_floating_point()):
-        return  # ids, say
     one, other = _spread(train), _spread(valid)
     if 0 < one < math.inf and 0 < other < math.inf and not 1 / 30 <= one / other <= 30:
-        yield warning(
-            "scale-differs",
-            f"Training inputs run from {ours[0]:.4g} to {ours[1]:.4g}, validation inputs from "
-            f"{theirs[0]:.4g} to {theirs[1]:.4g}: scale both alike.",
-        )
+        seen = f"Training inputs{span(train)} and validation inputs{span(valid)} differ"
+        yield warning("scale-differs", f"{seen}: scale both alike.")
 
 
 def _spread(inputs: Tensor) -> float:
@@ -349,19 +316,14 @@ def unscaled_pixels(inputs: Any, outputs: Any, loss: float, loss_fn: Loss) -> It
     """Pixels from 0 to 255 as floats that a model does not scale itself, as its loss shows."""
     if not isinstance(inputs, Tensor) or not isinstance(outputs, Tensor) or inputs.ndim < 2:
         return
-    found, guessing = bounds(inputs), _loss_of_guessing(outputs, loss_fn)
-    if not inputs.is_floating_point() or found is None or inputs[0].numel() < 16:
+    if not inputs.is_floating_point() or not is_readable(inputs) or inputs[0].numel() < 16:
         return
-    if guessing is None or not math.isfinite(loss) or loss < 3 * guessing:
-        return
-    low, high = found
-    if 0 <= low <= 10 and 100 < high <= 255.5:
-        yield warning(
-            "unscaled-inputs",
-            f"The inputs run from {low:g} to {high:g} (mean {inputs.detach().mean().item():.3g}), "
-            f"which looks like unscaled pixels, and the first loss is {loss:.3g} where guessing "
-            f"gives {guessing:.3g}. Divide them by 255.",
-        )
+    low, high = bounds(inputs) or (0, 0)
+    guessing = _loss_of_guessing(outputs, loss_fn)
+    if guessing and 3 * guessing <= loss < math.inf and 0 <= low <= 10 and 100 < high <= 255.5:
+        seen = f"The inputs run from {low:g} to {high:g}, as unscaled pixels do."
+        first = f"The first loss is {loss:.3g} where guessing gives {guessing:.3g}."
+        yield warning("unscaled-inputs", f"{seen} {first} Divide them by 255.")
 
 
 def _loss_of_guessing(outputs: Tensor, loss_fn: Loss) -> float | None:

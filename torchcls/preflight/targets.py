@@ -55,20 +55,16 @@ def _class_targets(outputs: Tensor, targets: Tensor, loss: KnownLoss) -> Iterato
         # A linear layer writes its features into the last axis; torch reads classes from axis 1.
         # Only where the two are of one length does nobody else notice.
         if axes == [k] and was_written_into_last_axis(outputs):
-            yield warning(
-                "wrong-axis",
-                f"The classes are read from axis 1 of the outputs {shape}, but a linear layer "
-                "wrote them into the last one. Use outputs.movedim(-1, 1).",
+            seen = (
+                f"A linear layer wrote the classes of {shape} into the last axis; axis 1 is read."
             )
+            yield warning("wrong-axis", f"{seen} Use outputs.movedim(-1, 1).")
     elif form == "rows" and are_floats and "rows" in loss.kind.targets:
         yield from _rows(targets)
     elif form == "column" and not are_floats:
         long = "" if targets.dtype == torch.int64 else ".long()"
-        yield error(
-            "target-shape",
-            f"The targets have shape {found}, but as class ids they must have {(n, *axes)}. Use "
-            f"targets.squeeze(1){long}.",
-        )
+        seen = f"The targets have shape {found}, but as class ids they must have {(n, *axes)}."
+        yield error("target-shape", f"{seen} Use targets.squeeze(1){long}.")
     else:
         yield error("target-dtype", _wrong_kind(targets, form, loss))
 
@@ -83,15 +79,11 @@ def _wrong_kind(targets: Tensor, form: str, loss: KnownLoss) -> str:
                 fix = "These are no class ids: look at how the labels were read."
         return f"The targets are {dtype}{few}, {needs_ids} {fix}"
     if targets.is_floating_point():
-        return (
-            f"The targets are rows of {dtype}, {needs_ids} Use targets.argmax(1), or "
-            "CrossEntropyLoss on raw scores, which takes rows."
-        )
+        fix = "Use targets.argmax(1), or CrossEntropyLoss on raw scores, which takes rows."
+        return f"The targets are rows of {dtype}, {needs_ids} {fix}"
     if consists_of(targets, 0, 1) and (targets.long().sum(1) != 1).any():
-        return (
-            f"The targets look multi-hot (several classes in a row, or none), but {loss} takes one "
-            "for each sample. Use BCEWithLogitsLoss with targets.float()."
-        )
+        seen = f"The targets look multi-hot, but {loss} takes one class for each sample."
+        return f"{seen} Use BCEWithLogitsLoss with targets.float()."
     rows = "targets.float() (probabilities) or " if "rows" in loss.kind.targets else ""
     return f"The targets look one-hot but are {dtype}. Use {rows}targets.argmax(1)."
 
@@ -120,22 +112,17 @@ def _other_shape(outputs: Tensor, targets: Tensor, loss: KnownLoss) -> Finding:
     shape, found = tuple(outputs.shape), tuple(targets.shape)
     n, k, *axes = shape
     if axes and found == shape[:-1]:
-        return error(
-            "wrong-axis",
-            f"{loss} reads the classes from axis 1, but the outputs {shape} beside targets {found} "
-            "have them in the last one. Use outputs.movedim(-1, 1).",
-        )
+        seen = f"{loss} reads the classes from axis 1, but outputs {shape} have them in the last."
+        return error("wrong-axis", f"{seen} Use outputs.movedim(-1, 1).")
     hint = ""
     if not axes and len(found) == 2 and found[0] == n:
         hint = f" The last layer has {k} outputs; rows of {found[1]} need as many."
     elif axes and found == (n,):
         hint = " Pool maps to (n, classes), as nn.AdaptiveAvgPool2d(1) and nn.Flatten() do."
     rows = f", or {shape} as rows of probabilities" if "rows" in loss.kind.targets else ""
-    return error(
-        "target-shape",
-        f"The targets have shape {found}, but beside outputs {shape} {loss} needs "
-        f"{(n, *axes)} as class ids{rows}.{hint}",
-    )
+    seen = f"The targets have shape {found} beside outputs {shape}."
+    needs = f"{loss} needs {(n, *axes)} as class ids{rows}."
+    return error("target-shape", f"{seen} {needs}{hint}")
 
 
 def class_range(targets: Tensor, num_classes: int, ignore_index: int) -> Iterator[Finding]:
@@ -158,11 +145,8 @@ def class_range(targets: Tensor, num_classes: int, ignore_index: int) -> Iterato
         fix = f"{mask}If {mark} marks what does not count, say ignore_index={mark} to the loss."
     elif low >= 0:
         fix = f"Give the last layer {high + 1} outputs, or number the classes from 0."
-    yield error(
-        "target-range",
-        f"The targets run from {low} to {high}, but {num_classes} outputs mean class ids 0 to "
-        f"{num_classes - 1}. {fix}",
-    )
+    ids = f"{num_classes} outputs mean class ids 0 to {num_classes - 1}"
+    yield error("target-range", f"The targets run from {low} to {high}, but {ids}. {fix}")
 
 
 def _rows(targets: Tensor) -> Iterator[Finding]:
@@ -173,11 +157,8 @@ def _rows(targets: Tensor) -> Iterator[Finding]:
     bad = ((sums - 1).abs() > 1e-2) & (sums != 0)
     if targets.min() < 0 or bad.any():
         seen = f"a row with the sum {sums[bad][0].item():g}" if bad.any() else "numbers below 0"
-        yield warning(
-            "row-sums",
-            f"Rows of targets should be probabilities that sum to 1, got {seen}. For several "
-            "classes at once use BCEWithLogitsLoss; for weights divide each row by its sum.",
-        )
+        law = f"Rows of targets should be probabilities that sum to 1, got {seen}."
+        yield warning("row-sums", f"{law} For several classes at once use BCEWithLogitsLoss.")
 
 
 # ------------------------------------------------------------------ number by number
@@ -191,15 +172,9 @@ def _same_shape(outputs: Tensor, targets: Tensor, loss: KnownLoss) -> Iterator[F
         if outputs.numel() == targets.numel():
             fix = f"Use targets{floats}.reshape({', '.join(map(str, (-1, *shape[1:])))})."
         elif len(shape) > 1 and outputs.numel() == targets.numel() * shape[1]:
-            fix = (
-                "Class ids go with CrossEntropyLoss, or torchcls.one_hot(targets, k).float(); for "
-                "one number for each sample give the last layer one output."
-            )
-        yield error(
-            "target-shape",
-            f"{loss} compares number with number, so targets and outputs must have one shape, got "
-            f"targets {found} and outputs {shape}. {fix}",
-        )
+            fix = "Class ids go with CrossEntropyLoss; else give the last layer one output."
+        seen = f"{loss} compares number with number, got targets {found} and outputs {shape}."
+        yield error("target-shape", f"{seen} {fix}")
     elif floats and loss.kind.targets != "numbers":
         is_mask = targets.dtype != torch.bool and consists_of(targets, 0, 255) and targets.any()
         use = "targets.float() / 255" if is_mask else "targets.float()"
@@ -218,14 +193,11 @@ def _probabilities(targets: Tensor, loss: KnownLoss) -> Iterator[Finding]:
         (1, 2): "targets - 1",
         (0, 255): "targets / 255",
     }
-    fix = "Scale them. Class ids go with CrossEntropyLoss and one output for each class."
+    fix = "Scale them, or leave out what is not to count. Class ids go with CrossEntropyLoss."
     if (low, high) in scaled and consists_of(targets, low, high):
         fix = f"Use {scaled[low, high]}."
-    yield error(
-        "target-range",
-        f"The targets of {loss} must lie in [0, 1], got {low:g} to {high:g}: beyond it the loss "
-        f"falls without limit. {fix}",
-    )
+    seen = f"The targets of {loss} must lie in [0, 1], got {low:g} to {high:g}."
+    yield error("target-range", f"{seen} {fix}")
 
 
 # ------------------------------------------------------------------ options of the loss
@@ -269,8 +241,5 @@ def _weights(outputs: Tensor, loss: KnownLoss) -> Iterator[Finding]:
         pairs = zip(found[::-1], shape[::-1], strict=False)
         fits = len(found) <= len(shape) and all(ours in (1, full) for ours, full in pairs)
         if not (outputs.ndim < 2 or weight.numel() == shape[1] if by_class else fits):
-            yield error(
-                "loss-weight",
-                f"The {option} of the loss has shape {found}, which does not go with outputs "
-                f"{shape}. Give one number for each output.",
-            )
+            seen = f"The {option} of the loss has shape {found} beside outputs {shape}."
+            yield error("loss-weight", f"{seen} Give one number for each output.")

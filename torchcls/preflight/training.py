@@ -30,11 +30,9 @@ def findings_of(
     ids = set(map(id, held_by(optimizer)))
     left = [p for p in own if p.requires_grad and id(p) not in ids]
     if left:
-        yield note(
-            "loss-parameters",
-            f"The loss has {len(left)} trainable parameters that the optimizer does not hold. To "
-            "train them, give it [*model.parameters(), *loss_fn.parameters()].",
-        )
+        seen = f"The loss has {len(left)} trainable parameters that the optimizer does not hold."
+        fix = "To train them, give it [*model.parameters(), *loss_fn.parameters()]."
+        yield note("loss-parameters", f"{seen} {fix}")
     groups = optimizer.param_groups
     if not has_schedule and all(float(group.get("lr", 1)) == 0 for group in groups):
         yield note("learning-rate", "The learning rate is 0 in every group: nothing will move.")
@@ -52,18 +50,12 @@ def _frozen(model: nn.Module) -> Iterator[Finding]:
     if n and not any(p.requires_grad for p in model.parameters()):
         last = [*dict(model.named_children()), ""][-2:][0]  # the last child, or the model itself
         access = f"[{last}]" if last.isdigit() else f".{last}" if last else ""
-        yield error(
-            "all-frozen",
-            f"No parameter of the model needs a gradient ({n} of {n} are frozen). "
-            f"Unfreeze the head: model{access}.requires_grad_(True).",
-        )
+        seen = f"No parameter of the model needs a gradient ({n} of {n} are frozen)."
+        yield error("all-frozen", f"{seen} Unfreeze the head: model{access}.requires_grad_(True).")
 
 
 def held_findings(model: nn.Module, optimizer: Optimizer, used: set[int]) -> Iterator[Finding]:
-    """Whether the optimizer holds what is to be trained.
-
-    ``used`` holds the ``id`` of every tensor that the loss has gradients for, as far as known.
-    """
+    """Whether it holds what is to be trained; ``used`` has the ``id`` of what the loss uses."""
     parameters = dict(model.named_parameters())
     trainable = [name for name, p in parameters.items() if p.requires_grad]
     held = held_by(optimizer)
@@ -71,24 +63,17 @@ def held_findings(model: nn.Module, optimizer: Optimizer, used: set[int]) -> Ite
     missing = [name for name in trainable if id(parameters[name]) not in ids]
     foreign = [p for p in held if id(p) not in of_model and id(p) not in used]
     which = f"{len(missing)} of {len(trainable)} trainable parameters ({_some(missing)})"
+    seen = f"The optimizer does not hold {which}"
     if missing and held and len(foreign) == len(held):
-        yield error(
-            "optimizer-of-another-model",
-            "The optimizer must hold parameters of the model, got one that holds none of them. "
-            "Build it from model.parameters() of this very model, after its last change.",
-        )
+        seen = "The optimizer must hold parameters of the model, got one that holds none of them."
+        fix = "Build it from model.parameters() after the last change of the model."
+        yield error("optimizer-of-another-model", f"{seen} {fix}")
     elif missing and foreign:
-        yield error(
-            "optimizer-misses",
-            f"The optimizer does not hold {which}, but {len(foreign)} that the model does not have "
-            "(any more). Make it after the last change of the model.",
-        )
+        seen += f", but {len(foreign)} that the model does not have (any more)."
+        yield error("optimizer-misses", f"{seen} Make it after the last change of the model.")
     elif missing:
-        yield note(
-            "optimizer-part",
-            f"The optimizer does not hold {which}: they will stay as they are. Freeze what is not "
-            "to be trained with requires_grad_(False), which saves its gradients.",
-        )
+        fix = "Freeze what is not to be trained: requires_grad_(False) saves its gradients."
+        yield note("optimizer-part", f"{seen}. {fix}")
 
 
 def _some(names: list[str]) -> str:
@@ -101,34 +86,24 @@ def graph_findings(outputs: Any, loss: Tensor, model: nn.Module) -> Iterator[Fin
     if loss.requires_grad:
         return
     if torch.is_inference_mode_enabled():
-        yield error(
-            "outputs-without-graph",
-            "Nothing has a gradient under torch.inference_mode(). Call it outside.",
-        )
+        seen = "Nothing has a gradient under torch.inference_mode()."
+        yield error("outputs-without-graph", f"{seen} Call it outside.")
     elif not any(p.requires_grad for p in model.parameters()):
         yield from _frozen(model)
     elif isinstance(outputs, Tensor) and not outputs.requires_grad:
-        yield error(
-            "outputs-without-graph",
-            "The outputs have no gradient to the parameters: something in the model cuts the graph "
-            "(torch.no_grad(), .detach(), .data, .item() or .numpy()). Remove it.",
+        seen = (
+            "The outputs have no gradient: the model cuts the graph (torch.no_grad(), .detach())."
         )
+        yield error("outputs-without-graph", f"{seen} Remove that.")
     else:
-        yield error(
-            "loss-without-graph",
-            "The loss has no gradient to the outputs: something in it cuts the graph (argmax, a "
-            "comparison, .detach(), .item() or .round()). Compute it from the scores.",
-        )
+        seen = "The loss has no gradient: it cuts the graph (argmax, a comparison, .detach())."
+        yield error("loss-without-graph", f"{seen} Compute it from the scores.")
 
 
 def gradient_findings(
     got: set[int], model: nn.Module, optimizer: Optimizer | None
 ) -> Iterator[Finding]:
-    """Which parameters a backward pass left without gradient.
-
-    ``got`` holds the ``id`` of every one that got one, the loss's own included. Without an
-    optimizer all parameters of the model count.
-    """
+    """Which parameters got no gradient: ``got`` has the ``id`` of those that did, a loss's too."""
     trains_others = bool(got - {id(p) for p in model.parameters()})
     ids = set(map(id, held_by(optimizer) if optimizer else model.parameters()))
     trained = {
@@ -138,14 +113,10 @@ def gradient_findings(
     }
     left = [name for name, place in trained.items() if place not in got]
     if left and len(left) == len(trained) and not trains_others:
-        yield error(
-            "no-gradient",
-            f"None of the {len(left)} parameters to be trained gets a gradient from the loss "
-            f"({_some(left)}). Look for torch.no_grad(), .detach() or .data in the model.",
-        )
+        seen = f"None of the {len(left)} parameters to be trained gets a gradient ({_some(left)})."
+        fix = "Look for torch.no_grad(), .detach() or .data in the model."
+        yield error("no-gradient", f"{seen} {fix}")
     elif left:
-        yield note(
-            "no-gradient",
-            f"{len(left)} of {len(trained)} parameters get no gradient from this batch "
-            f"({_some(left)}): unused, or cut off by .detach() or torch.no_grad().",
-        )
+        n, all_of_them = len(left), len(trained)
+        seen = f"{n} of {all_of_them} parameters get no gradient from this batch ({_some(left)})"
+        yield note("no-gradient", f"{seen}: unused, or cut off by .detach() or torch.no_grad().")

@@ -3,6 +3,7 @@
 import copy
 import functools
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def described(choices: Any) -> dict[str, Any]:
     groups = [_plain_ones(group) for group in optimizer.param_groups]
     of_groups = {name: [group.get(name) for group in groups] for name in groups[0]}
     found = {
-        "model": repr(written(choices.model)),
+        "model": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(written(choices.model))),
         "train": _source(choices.train),
         "valid": None if choices.valid is None else _source(choices.valid),
         "loss_fn": _name(choices.loss_fn),

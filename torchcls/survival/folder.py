@@ -80,11 +80,12 @@ class Folder:
                     raise
                 state, self._last_is_between = None, False
             self._run = secrets.token_hex(8) if state is None else state["run"]
-            if self._best.exists() and load_checkpoint(self._best).get("run") != self._run:
-                raise ValueError(
-                    f"checkpoint must be a folder without another run, got {self.path} with a "
-                    "best.pt, which would be replaced. Choose another folder."
-                )
+            with suppress(DamagedError):  # nothing is lost with it: the next best one replaces it
+                if self._best.exists() and load_checkpoint(self._best).get("run") != self._run:
+                    raise ValueError(
+                        f"checkpoint must be a folder without another run, got {self.path} with a "
+                        "best.pt, which would be replaced. Choose another folder."
+                    )
             self._note.write_text(f"{self._me}\n{self._run}", "utf-8")
             for left in (*self.path.glob(".last.pt.*.tmp"), *self.path.glob(".best.pt.*.tmp")):
                 left.unlink(missing_ok=True)  # a killed process left it

@@ -90,7 +90,9 @@ class Survival:
                 self._save_where_it_stands()
                 raise
             except BaseException:
-                if self._run.is_broken:
+                if self._saved is not None and not self._run.is_broken:  # in validation, say
+                    self._save()
+                if self._saved is not None:
                     self._go_back()
                 raise
             self._begin_again(why)
@@ -106,8 +108,8 @@ class Survival:
     def _save(self, *, must: bool = False) -> None:
         position, state = self._run.position, plain(self._run.state_dict())
         state |= {"told": self._described, "circumstances": circumstances(self._run.device)}
-        if self._folder.save(state, must=must):
-            self._saved = position
+        self._folder.save(state, must=must)
+        self._saved = position  # also where it failed, which costs a warning and not one a step
 
     def _save_where_it_stands(self) -> None:
         if not self._run.is_broken and self._run.position != self._saved:
@@ -123,7 +125,7 @@ class Survival:
         """Leave a step that was broken off: to the last state."""
         try:
             self._run.load_state_dict(self._folder.newest())
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the error that broke the step is the one to be raised
             warn(f"The step at hand was broken off half way, and there is no way back: {error}")
 
     def _begin_again(self, why: str) -> None:

@@ -24,11 +24,11 @@ class CannotReplayError(Exception):
 class Replayed(Source):
     """Batches that begin where another process has left them.
 
-    What has ``state_dict`` and ``load_state_dict`` (``Batches``, torchdata's StatefulDataLoader)
-    and no workers goes on by itself. Anything else is started again from the random states at the
-    epoch's start;
-    what was handed out before is passed over, and its targets are compared by checksum. Whether a
-    source can be started again at all is found by doing it, once, after the first epoch.
+    What has ``state_dict`` and ``load_state_dict`` (``Batches``, torchdata's StatefulDataLoader),
+    no workers and no transform goes on by itself. Anything else is started again from the random
+    states at the epoch's start; what was handed out before is passed over, and its targets are
+    compared by checksum. Whether a source can be started again at all is found by doing it, once,
+    after the first epoch.
 
     Args:
         name: What errors call it.
@@ -53,8 +53,9 @@ class Replayed(Source):
         self._passed = self._first = 0  # checksums: of targets so far, of the first batch
         self._why = _why_never(batches)
         # What a transform draws from is not in the state of the batches that it is a part of.
-        has_own_state = self._is_stateful and getattr(batches, "transform", None) is None
-        self._is_tried = has_own_state or type(batches) in (list, tuple) or self._why is not None
+        self._goes_on = self._is_stateful and getattr(batches, "transform", None) is None
+        self._is_tried = self._goes_on or type(batches) in (list, tuple) or self._why is not None
+        self._is_ahead = False  # whether its sampler draws while workers fetch ahead
 
     def rest_of(self, epoch: int, step: int) -> Iterator[Any]:
         """The batches of an epoch but for the first ``step``.
@@ -62,32 +63,33 @@ class Replayed(Source):
         Raises:
             CannotReplayError: If others come than have been handed out before.
         """
-        kept, self._passed = self._kept, 0
+        kept, self._kept, self._passed = self._kept, None, 0
+        why = self._why or ("its sampler draws while workers fetch ahead" if self._is_ahead else "")
+        if kept is not None and step > 0 and why:
+            raise CannotReplayError(why)
         if kept is None:
             self._start = _states(self._device, self._loaders)
-            if self._is_stateful and not self._is_tried:
+            if self._is_stateful and not self._goes_on:
                 self._start_of_batches = self._batches.state_dict()
         else:
             self._start = kept["start"] if step else kept["now"]
+            self._start_of_batches = kept["start of batches"] if step else kept["batches"]
             _set_states(self._start, self._device, self._loaders)
         if kept is not None and self._is_stateful:
-            self._batches.load_state_dict(kept["batches"])
-            self._start_of_batches = kept["start of batches"] if step else kept["batches"]
+            of = kept["batches"] if self._goes_on else self._start_of_batches
+            self._batches.load_state_dict(of)
             if step == 0:  # to start from the end of an epoch is not what its next start draws
                 iter(self._batches)
                 _set_states(self._start, self._device, self._loaders)
-        elif step > 0 and self._why:
-            raise CannotReplayError(self._why)
         iterator = self._started(epoch, may_be_empty=step > 0)
         if kept is not None and step > 0:
-            if self._is_stateful:
+            if self._goes_on:
                 self._passed = kept["passed"]
             else:
                 self._pass_over(iterator, step, kept["passed"])
             _set_states(kept["now"], self._device, self._loaders)
         if kept is not None and self._why and step == 0 and epoch > 0:
             warn(f"train may give other batches than in a run that was not stopped: {self._why}.")
-        self._kept = None
         return self._watched(iterator, is_first=step == 0 and not self._is_tried)
 
     def _pass_over(self, iterator: Iterator[Any], step: int, expected: int) -> None:
@@ -101,11 +103,21 @@ class Replayed(Source):
             raise CannotReplayError("it handed out other batches when it was started again")
 
     def _watched(self, iterator: Iterator[Any], *, is_first: bool) -> Iterator[Any]:
+        if getattr(self._batches, "num_workers", 0):
+            iterator = self._fetched(iterator)
         for batch in iterator:
             self._passed = checksum(batch[1], self._passed)
             if is_first:
                 self._first, is_first = checksum(batch), False
             yield batch
+
+    def _fetched(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        """Notice a sampler that draws between steps while workers fetch ahead of them."""
+        before = _drawn()
+        for batch in iterator:
+            self._is_ahead |= before != _drawn()
+            yield batch
+            before = _drawn()
 
     def try_again(self, epoch: int) -> None:
         """Start the source again as it began an epoch, and see whether it begins alike."""
@@ -130,7 +142,7 @@ class Replayed(Source):
     def state_dict(self) -> dict[str, Any]:
         """Where the source and all generators stand, at a rest."""
         if self._kept is not None:
-            return self._kept
+            return {**self._kept, "why": self._why, "is_tried": self._is_tried}
         return {  # in this order: to ask a source for its state may start it
             "now": _states(self._device, self._loaders),
             "start": self._start,
@@ -139,14 +151,17 @@ class Replayed(Source):
             **super().state_dict(),
             "start of batches": self._start_of_batches,
             "why": self._why,
+            "is_ahead": self._is_ahead,
             "is_tried": self._is_tried,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand where another source stood, from the next call of ``rest_of`` on."""
         super().load_state_dict(state)
+        self._start, self._start_of_batches = state["start"], state["start of batches"]
         self._first = state["first"]
         self._why, self._is_tried = state["why"], state["is_tried"]
+        self._is_ahead = state["is_ahead"]
 
 
 def _why_never(batches: Any) -> str | None:
@@ -188,6 +203,11 @@ def _set_states(states: dict[str, Any], device: torch.device, loaders: Iterable[
     set_random_state(states["device"], device)
     for generator, state in zip(_generators(loaders), states["own"], strict=False):
         generator.set_state(state)
+
+
+def _drawn() -> tuple[Any, ...]:
+    """The global generators, to be compared."""
+    return torch.get_rng_state().numpy().tobytes(), repr(np.random.get_state()), random.getstate()
 
 
 def _generators(loaders: Iterable[Any]) -> list[torch.Generator]:
