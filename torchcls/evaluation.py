@@ -25,19 +25,38 @@ from torchcls.batches import (
 )
 from torchcls.device import Device, place, random_state, set_random_state
 from torchcls.metrics import counts_behind
-from torchcls.step import Loss, Pieces, Precision, loss_on, zero_where_nothing_counts
+from torchcls.step import (
+    Loss,
+    Pieces,
+    Precision,
+    Taken,
+    loss_on,
+    zero_where_nothing_counts,
+)
 
 Metrics = Sequence[Any] | Mapping[str, Any]
 
 
 class Look(Protocol):
-    """Who looks at the batches of a validation as they pass."""
+    """Who looks at a run as it goes: the preflight."""
+
+    def __call__(self, taken: Taken, epoch: int, number: int) -> Tensor | None:
+        """Called between the backward pass and the optimizer's step; see ``Step.update``."""
+
+    def after_epoch(self, epoch: int, mean: Mean) -> None:
+        """Called when all steps of an epoch are taken."""
 
     def at_valid(self, number: int, loss: float, batch: Pair, outputs: Any) -> None:
-        """Called with the number of each batch, its loss, the batch and the outputs."""
+        """Called with the number of each validation batch, its loss, the batch and the outputs."""
 
     def explain(self, failure: Exception, batch: Any) -> None:
-        """Raise an error that says more than what the model or the loss raised on a batch."""
+        """Raise an error that says more than what was raised on a batch, where there is one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from torchcls.averaging import Count, Mean
 from torchcls.batches import mapped, pairs, to_device
-from torchcls.evaluation import Evaluation
+from torchcls.evaluation import Evaluation, Look
 from torchcls.history import History, Record
+from torchcls.state import load_modules, modules_state
 from torchcls.step import Step, Taken
 
 
@@ -110,25 +110,6 @@ class Source:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand where another source stood, from the next call of ``rest_of`` on."""
         self._kept = state
-
-
-class Look(Protocol):
-    """Who looks at a run as it goes: the preflight."""
-
-    def __call__(self, taken: Taken, epoch: int, number: int) -> Tensor | None:
-        """Called between the backward pass and the optimizer's step; see ``Step.update``."""
-
-    def explain(self, failure: Exception, batch: Any) -> None:
-        """Raise an error that says more than what a step raised on a batch, where there is one."""
-
-    def after_epoch(self, epoch: int, mean: Mean) -> None:
-        """Called when all steps of an epoch are taken."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was seen so far."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
 
 
 class Run:
@@ -306,17 +287,8 @@ class Run:
         ``"model"`` has the keys of the module that the user wrote. ``"beside"`` is what training
         moves and no ``state_dict`` has: of the model, of the loss, and of the optimizer alone.
         """
-        model, loss_fn = written(self.model), self.step.loss_fn
-        loss = loss_fn if isinstance(loss_fn, nn.Module) else None
         return {
-            "model": model.state_dict(),
-            "loss": None if loss is None else loss.state_dict(),
-            "beside": {
-                "model": _left_out(model),
-                "loss": {} if loss is None else _left_out(loss),
-                "optimizer": [p.detach() for p in self._held_by_the_optimizer_alone()],
-            },
-            "optimizer": self.optimizer.state_dict(),
+            **modules_state(self.model, self.step.loss_fn, self.optimizer),
             "schedule": self._schedule.state_dict(),
             "step": self.step.state_dict(),
             "at": {**self._at.state_dict(), "stopped": self._is_stopped},
@@ -329,22 +301,7 @@ class Run:
         """Go to a state of such a run; what comes next comes from there."""
         self._close()
         self._batches = None
-        _load_optimizer(self.optimizer, state["optimizer"])
-        beside = state["beside"]
-        for module, name in ((written(self.model), "model"), (self.step.loss_fn, "loss")):
-            if isinstance(module, nn.Module) and state[name] is not None:
-                _make_room(module, {**state[name], **beside[name]})
-                module.load_state_dict(state[name])
-                with torch.no_grad():
-                    for key, value in _left_out(module).items():
-                        # Some cannot be written, and never move.
-                        kept = beside[name].get(key, value)
-                        if not torch.equal(value, kept.to(value.device)):
-                            value.copy_(kept)
-        with torch.no_grad():
-            held = self._held_by_the_optimizer_alone()
-            for parameter, value in zip(held, beside["optimizer"], strict=True):
-                parameter.copy_(value)
+        load_modules(self.model, self.step.loss_fn, self.optimizer, state)
         self._schedule.load_state_dict(state["schedule"])
         self.step.load_state_dict(state["step"])
         self._at, self._is_stopped = _At.at_state(state["at"]), state["at"]["stopped"]
@@ -353,12 +310,6 @@ class Run:
             self._look.load_state_dict(state["look"])
         self.source.load_state_dict(state["source"])
         self.is_broken = False
-
-    def _held_by_the_optimizer_alone(self) -> list[Tensor]:
-        modules = [m for m in (self.model, self.step.loss_fn) if isinstance(m, nn.Module)]
-        known = {id(p) for module in modules for p in module.parameters()}
-        held = [p for group in self.optimizer.param_groups for p in group["params"]]
-        return [p for p in held if id(p) not in known]
 
 
 # ------------------------------------------------------------------ where a run stands
@@ -410,15 +361,13 @@ class _At:
             "seconds": self.seconds,
             "mean": self.mean.state_dict(),
             "smooth": (float(self._smooth), self._steps),
-            "begun": (float(self._begun[0]), self._begun[1]),
         }
 
     @staticmethod
     def at_state(state: dict[str, Any]) -> "_At":
         """Where another run stood."""
-        at = _At(state["epoch"], tuple(state["begun"]))
+        at = _At(state["epoch"], tuple(state["smooth"]))
         at.step, at.seconds, at.is_trained = state["step"], state["seconds"], state["is_trained"]
-        at._smooth, at._steps = state["smooth"]
         at.mean.load_state_dict(state["mean"])
         return at
 
@@ -457,48 +406,3 @@ def training(model: nn.Module) -> Iterator[Callable[[], None]]:
 def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
     for module, mode in modes:
         module.training = mode
-
-
-# ------------------------------------------------------------------ what training moves
-
-
-def written(model: nn.Module) -> Any:
-    """The module that the user wrote, behind ``torch.compile`` and ``DataParallel``."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.DataParallel):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
-
-
-def _left_out(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers that a module's ``state_dict`` does not have, by name."""
-    kept = module.state_dict().keys()
-    tensors = (*module.named_parameters(), *module.named_buffers())
-    return {name: tensor.detach() for name, tensor in tensors if name not in kept}
-
-
-def _make_room(module: nn.Module, state: dict[str, Any]) -> None:
-    """Give every buffer the shape that it has in a state: some grow, or come with a first step."""
-    for path, part in module.named_modules():
-        for name, buffer in part._buffers.items():
-            value = state.get(f"{path}.{name}" if path else name)
-            if not isinstance(value, Tensor) or (buffer is not None and is_lazy(buffer)):
-                continue
-            if buffer is None or buffer.shape != value.shape:
-                device = value.device if buffer is None else buffer.device
-                part._buffers[name] = torch.empty_like(value, device=device)
-
-
-def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """``load_state_dict``, but every tensor keeps its dtype: torch casts it to its parameter's."""
-    optimizer.load_state_dict(dict(state))
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    numbers = [i for group in state["param_groups"] for i in group["params"]]
-    for number, parameter in zip(numbers, parameters, strict=True):
-        held = optimizer.state.get(parameter, {})
-        for name, value in state["state"].get(number, {}).items():
-            if isinstance(value, Tensor) and held[name].dtype != value.dtype:
-                held[name] = value.to(held[name].device)

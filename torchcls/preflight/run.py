@@ -60,9 +60,8 @@ class Preflight:
         self._bad_before: Tensor | None = None  # the same, in the process that is resumed
         self._holds_back = self._watches_gradients = False
         if check != "off":
-            static = training.findings_of(model, loss_fn, optimizer, has_schedule=has_schedule)
-            self._settle([*static, *of_targets.options_of(loss_fn)])
-            self._settle(sources.findings_of(train, valid))
+            self._settle(training.findings_of(model, loss_fn, optimizer, has_schedule=has_schedule))
+            self._settle([*of_targets.options_of(loss_fn), *sources.findings_of(train, valid)])
             self._has_targets = sources.targets_of(train) is not None
 
     def _settle(self, findings: Iterable[Finding]) -> None:
@@ -241,9 +240,8 @@ class Preflight:
             found = check_batch(self._model, batch, self._loss_fn)
         except Exception:  # what stands in the way of looking is the failure itself
             return
-        found = [f for f in found if f.severity == "error" and not f.code.endswith("-fails")]
         try:
-            self._settle(found)
+            self._settle(f for f in found if f.severity == "error" and f.code[-6:] != "-fails")
         except ContractError as explained:
             raise explained from failure
 
@@ -251,13 +249,12 @@ class Preflight:
         """What was found; waits for an accelerator."""
         bad = None if self._first_bad is None else float(self._first_bad)
         found = [(f.code, f.severity, f.message) for f in self.findings]
-        return {"findings": found, "first bad": bad if bad != math.inf else None}
+        return {"findings": found, "first bad": bad}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self.findings[:] = [Finding(*found) for found in state["findings"]]
         self._said_before = {finding.code for finding in self.findings}
         self._watched -= self._said_before
-        bad = state.get("first bad")
-        self._bad_before = None if bad is None else torch.tensor(bad)
-        self._number = -2  # so that the next step begins a stretch
+        if state.get("first bad") is not None:
+            self._bad_before = torch.tensor(state["first bad"])

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchcls.batches import num_batches
 from torchcls.evaluation import named_metrics
 from torchcls.heads import recognise
-from torchcls.run import written
+from torchcls.state import written
 from torchcls.survival.source import checksum
 
 _PLAIN = (bool, int, float, str, tuple, list, type(None))

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torchcls.run import Rest, Run, written
+from torchcls.run import Rest, Run
+from torchcls.state import written
 from torchcls.survival.arguments import check_same, circumstances, described, plain
 from torchcls.survival.best import Best
 from torchcls.survival.files import check_architecture
