@@ -188,3 +188,10 @@ def test_pandas_gets_a_row_for_each_epoch(history):
     assert list(frame.columns) == list(history[0])
     assert frame["train_loss"].tolist() == [record.train_loss for record in history]
     assert frame["epoch"].tolist() == [0, 1, 2]
+
+
+def test_a_metric_that_is_a_set_is_a_list_in_json(tmp_path):
+    history = History([Record(epoch=0, seen={2, 1}, time=1.0)])
+    history.to_json(tmp_path / "history.json")
+    found = json.loads((tmp_path / "history.json").read_text())
+    assert found == [{"epoch": 0, "seen": [1, 2], "time": 1.0}]

@@ -311,6 +311,20 @@ def test_an_interrupt_inside_the_optimizers_step_is_gone_back_from(tmp_path, pre
         assert torch.equal(found.weights[name], value), name
 
 
+def test_an_epoch_that_was_found_wrong_at_its_end_is_not_passed_over_when_resumed(tmp_path):
+    ignored = [(x, torch.full_like(y, -100)) for x, y in SOURCES["a list"]()]
+    for resume in (False, True):
+        run, model = begin(
+            ignored,
+            folder=tmp_path,
+            resume=resume,
+            loss_fn=nn.CrossEntropyLoss(),
+            save_every=1e-9,
+        )
+        with pytest.raises(tc.ContractError, match="No target of epoch 0"):
+            finish(run, model)
+
+
 def test_a_run_begun_without_checks_goes_on_with_them(tmp_path):
     run, _ = begin(folder=tmp_path, check="off")
     next(run)

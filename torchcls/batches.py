@@ -182,14 +182,23 @@ def num_batches(batches: Any) -> int | None:
 
 
 def set_epoch(batches: Any, epoch: int) -> None:
-    """Tell samplers and datasets with a ``set_epoch``, which shuffle by it, what epoch begins."""
-    batch_sampler = getattr(batches, "batch_sampler", None)
-    parts = [batches, batch_sampler, getattr(batch_sampler, "sampler", None)]
-    parts += [getattr(batches, name, None) for name in ("sampler", "dataset")]
-    for part in {id(part): part for part in parts}.values():
+    """Tell samplers and datasets that shuffle by the number of the epoch which one begins.
+
+    torch's ``DistributedSampler`` and many of people's own have a ``set_epoch``; without it each
+    epoch comes in the same order.
+    """
+    for part in parts_of(batches):
         hear = getattr(part, "set_epoch", None)
         if callable(hear):
             hear(epoch)
+
+
+def parts_of(loader: Any) -> list[Any]:
+    """A loader with its samplers and its dataset, each once."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    samplers = getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None)
+    parts = (loader, batch_sampler, *samplers, getattr(loader, "dataset", None))
+    return list({id(part): part for part in parts}.values())
 
 
 def as_pair(batch: Any, name: str) -> Pair:

@@ -94,7 +94,8 @@ class History(Sequence[Record]):
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the records as a JSON list, floats in full precision, null for NaN and infinity."""
-        records = json.loads(json.dumps(self._records), parse_constant=lambda word: None)
+        text = json.dumps(self._records, default=_as_json)
+        records = json.loads(text, parse_constant=lambda word: None)
         with replacing(path) as new:
             new.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
 
@@ -103,6 +104,13 @@ class History(Sequence[Record]):
         import pandas
 
         return pandas.DataFrame(self._records)
+
+
+def _as_json(value: Any) -> Any:
+    """A set, which a metric may give, as a list; JSON has a word for neither it nor the rest."""
+    if not isinstance(value, (set, frozenset)):
+        raise TypeError(f"a record must hold numbers, text and lists of them, got {value!r}.")
+    return sorted(value, key=repr)
 
 
 @contextlib.contextmanager

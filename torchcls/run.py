@@ -238,9 +238,9 @@ class Run:
             if not at.is_trained:
                 yield from self._train_epoch(at)
                 started = time.perf_counter()
-                at.is_trained, self._batches = True, None
                 if self._look is not None:
                     self._look.after_epoch(at.epoch, at.mean)
+                at.is_trained, self._batches = True, None
             self.history.micro_batch = self.step.pieces.size
             record = at.record(None if self._validate is None else self._validate(at.epoch))
             self._schedule.after_epoch(record)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchcls.batches import check_whole_number
 from torchcls.data.batches import seeded_generator
-from torchcls.data.digits import check_digits
+from torchcls.data.mnist import check_digits
 
 _SIDE = 28
 _PIXELS_PER_UNIT = 8.0

@@ -231,7 +231,8 @@ def _is_pair(batch: Any) -> bool:
 
 
 def _valid_is_train(what: str) -> Finding:
-    return warning("valid-is-train", f"{what}. Split the data first, as random_split does.")
+    fix = "Split the data first, as random_split does."
+    return warning("valid-is-train", f"{what}: that says nothing about new data. {fix}")
 
 
 def _overlap(ours: _Held, theirs: _Held, *, is_one_batch: bool) -> Iterator[Finding]:
@@ -254,18 +255,17 @@ def _overlap(ours: _Held, theirs: _Held, *, is_one_batch: bool) -> Iterator[Find
     for key, sample, place in zip(wanted, samples, asked, strict=True):
         rows = ours.rows[(keys == key).nonzero()[:8, 0]]
         target = theirs.targets[place]
-        found += any(
-            torch.equal(sample, stored[row]) and torch.equal(target, ours.targets[row])
-            for row in rows
-        )
+        alike = (row for row in rows if torch.equal(sample, stored[row]))
+        found += any(torch.equal(target, ours.targets[row]) for row in alike)
     # Where training has many samples twice, inputs have few values: others meet by chance.
     repeats = 1 - len(keys.unique()) / len(keys)
     is_meant = is_one_batch and x.data_ptr() == y.data_ptr()
     if found >= len(asked) / 2 and not is_meant and repeats < 0.1:
-        yield _valid_is_train(f"{found} of {len(asked)} validation samples are training samples")
+        what = f"Training and validation hold the same samples ({found} of {len(asked)} looked at)"
+        yield _valid_is_train(what)
     elif found:
-        seen = f"{found} of {len(asked)} validation samples"
-        yield note("valid-overlaps", f"{seen} stand among the training samples, too.")
+        seen = f"{found} of {len(asked)} validation samples stand among the training samples, too."
+        yield note("valid-overlaps", seen)
 
 
 def _class_tables(ours: Any, theirs: Any) -> Iterator[Finding]:

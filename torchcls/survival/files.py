@@ -50,6 +50,13 @@ def save_checkpoint(path: _Path, **state: Any) -> None:
         TypeError: If anything in ``state`` is of another kind; the message says where.
         ValueError: If ``path`` is a folder or a device.
         OSError: If the file cannot be written: a full disk, say. What was there is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "model.pt")
+        >>> save_checkpoint(path, model=nn.Linear(2, 3).state_dict(), epoch=7)
+        >>> load_checkpoint(path)["epoch"], list(torch.load(path, weights_only=True)["model"])
+        (7, ['weight', 'bias'])
     """
     target = Path(os.path.realpath(path))
     earlier = target.exists()

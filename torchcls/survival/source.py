@@ -1,6 +1,5 @@
 """Training batches that can be handed out again from where a run stood."""
 
-import array
 import random
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcls.batches import mapped
+from torchcls.batches import mapped, parts_of
 from torchcls.device import random_state, set_random_state
 from torchcls.run import Source
 from torchcls.warn import warn
@@ -182,12 +181,10 @@ def _why_never(batches: Any) -> str | None:
 
 def _states(device: torch.device, loaders: Iterable[Any]) -> dict[str, Any]:
     """Where the global generators stand, the device's, and those of loaders and samplers."""
-    numpy = np.random.get_state(legacy=False)
-    version, words, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "numpy": {**numpy, "state": {**numpy["state"], "key": numpy["state"]["key"].tobytes()}},
-        "python": (version, array.array("I", words).tobytes(), gauss),
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
         "device": random_state(device),
         "own": [generator.get_state() for generator in _generators(loaders)],
     }
@@ -195,11 +192,8 @@ def _states(device: torch.device, loaders: Iterable[Any]) -> dict[str, Any]:
 
 def _set_states(states: dict[str, Any], device: torch.device, loaders: Iterable[Any]) -> None:
     torch.set_rng_state(states["torch"])
-    inner = states["numpy"]["state"]
-    key = np.frombuffer(inner["key"], np.uint32).copy()
-    np.random.set_state({**states["numpy"], "state": {**inner, "key": key}})
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(array.array("I", words)), gauss))
+    np.random.set_state(states["numpy"])
+    random.setstate(states["python"])
     set_random_state(states["device"], device)
     for generator, state in zip(_generators(loaders), states["own"], strict=False):
         generator.set_state(state)
@@ -213,9 +207,7 @@ def _drawn() -> tuple[Any, ...]:
 def _generators(loaders: Iterable[Any]) -> list[torch.Generator]:
     found = {}
     for loader in loaders:
-        batch_sampler = getattr(loader, "batch_sampler", None)
-        samplers = getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None)
-        for part in (loader, batch_sampler, *samplers):
+        for part in parts_of(loader):
             generator = getattr(part, "generator", None)
             if isinstance(generator, torch.Generator):
                 found[id(generator)] = generator

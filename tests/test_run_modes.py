@@ -1,4 +1,4 @@
-"""torchcls.modes: every module gets its own mode back, and looking changes nothing."""
+"""Modes in run and evaluation: every module gets its own back, and looking changes nothing."""
 
 import pytest
 import torch
