@@ -245,15 +245,13 @@ def test_it_goes_on_from_the_last_saved_step(tmp_path, source):
 
 
 @pytest.mark.system
-def test_workers_of_a_stateful_loader_are_started_again(tmp_path):
+def test_workers_of_a_stateful_loader_are_started_again(tmp_path, monkeypatch):
     pytest.importorskip("torchdata")
-    expected = reference(stateful(num_workers=1))
+    monkeypatch.setitem(SOURCES, "stateful workers", lambda: stateful(num_workers=1))
+    expected = reference("stateful workers")
     for at in (10, MIDDLE):
-        run, model = begin(stateful(num_workers=1), at, folder=tmp_path / f"{at}", save_every=1e-9)
-        with pytest.raises(KeyboardInterrupt):
-            finish(run, model)
-        again = begin(stateful(num_workers=1), folder=tmp_path / f"{at}", resume=True)
-        assert_same(finish(*again), expected)
+        folder = tmp_path / f"{at}"
+        assert_same(stop_and_resume(folder, "stateful workers", at, save_every=1e-9), expected)
 
 
 def test_an_interrupt_in_validation_loses_no_step(tmp_path):

@@ -72,10 +72,10 @@ class Survival:
     def kept(self, rests: Callable[[], Iterator[Rest]]) -> Iterator[Rest]:
         """Hand on the rests, each with its state on disk where it is time for one."""
         while True:
+            if self._run.is_broken:
+                self._go_back()
+            self._begin()
             try:
-                if self._run.is_broken:
-                    self._go_back()
-                self._begin()
                 for at in rests():
                     if at.record is not None:
                         self._source.try_again(at.epoch)
