@@ -26,10 +26,12 @@ from torchcls.batches import (
 from torchcls.device import Device, place, random_state, set_random_state
 from torchcls.metrics import counts_behind
 from torchcls.step import (
+    ForwardOf,
     Loss,
     Pieces,
     Precision,
     Taken,
+    forward_of,
     loss_on,
     zero_where_nothing_counts,
 )
@@ -247,6 +249,7 @@ def predict(
     loss_fn: Loss | None = None,
     batch_size: int = 256,
     device: Device = None,
+    forward: ForwardOf = None,
 ) -> Predictions:
     """Run a model over data and keep, on the CPU, what it says of every sample, in order.
 
@@ -260,6 +263,7 @@ def predict(
             into probabilities and decisions. Without it ``.outputs`` is all there is.
         batch_size: Samples at a time, where ``data`` is a tensor.
         device: Where to work; the model is taken there. None stays where the model is.
+        forward: Called as ``forward(model, inputs)`` in place of ``model(inputs)``.
 
     Raises:
         TypeError: If the model's outputs are no tensor, or ``data`` holds other than pairs.
@@ -272,6 +276,7 @@ def predict(
         (torch.Size([5, 3]), torch.Size([5]), None)
     """
     check_whole_number("batch_size", batch_size, at_least=1)
+    call = forward_of(model, forward)
     device = place(model, device)
     outputs, targets = [], []
     with evaluating(model):
@@ -280,7 +285,7 @@ def predict(
         else:
             batches = pairs(data, "data")
         for inputs, target in batches:
-            output = model(to_device(inputs, device))
+            output = call(to_device(inputs, device))
             remedy = "Wrap the model so that it returns the one to keep."
             outputs.append(_kept(output, "the model's outputs must be one tensor", remedy))
             if target is not None:

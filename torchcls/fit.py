@@ -22,7 +22,15 @@ from torchcls.preflight.run import Preflight
 from torchcls.run import Rest, Run, Source
 from torchcls.speed.loaders import taken_at_once
 from torchcls.speed.pieces import AutoPieces
-from torchcls.step import Loss, Pieces, Step, check_micro_batch
+from torchcls.step import (
+    ForwardOf,
+    Loss,
+    Pieces,
+    Step,
+    check_can_train,
+    check_micro_batch,
+    forward_of,
+)
 from torchcls.survival.best import Best
 from torchcls.survival.keep import Survival, check_keeping
 from torchcls.survival.source import Replayed
@@ -45,6 +53,7 @@ def fit(
     lr: float | None = None,
     schedule: Any = None,
     clip_norm: float | None = None,
+    forward: ForwardOf = None,
     device: Device = None,
     precision: str = "float32",
     micro_batch: MicroBatch = "auto",
@@ -77,6 +86,8 @@ def fit(
         clip_norm: The largest global norm of the gradients of a step, above 0; longer ones are
             scaled down to it. Those of the whole batch, as they are: whatever the pieces, and after
             the loss scale of float16 is taken out. None clips nothing.
+        forward: What to call in place of ``model(inputs)``, as ``forward(model, inputs)``: a model
+            of several arguments takes ``forward=lambda model, inputs: model(*inputs)``.
         device: Where to work. None keeps a model that is on an accelerator, and else takes it to
             ``select_device()``. The model stays there afterwards.
         precision: "float32"; "bfloat16" or "float16" run the model under ``torch.autocast``, with
@@ -108,7 +119,8 @@ def fit(
             on and off.
 
     Returns:
-        A ``History``: one record for each epoch.
+        A ``History``: one record for each epoch. Where the run ends early, by Ctrl-C or an error,
+        what was raised has it: ``except KeyboardInterrupt as stopped: history = stopped.history``.
 
     Raises:
         TypeError, ValueError: Before anything runs where an argument does not fit; at the batch
@@ -131,8 +143,12 @@ def fit(
         ['epoch', 'train_loss', 'smooth_loss', 'valid_loss', 'accuracy', 'time']
     """
     run = _assembled(SimpleNamespace(**locals()))
-    for _ in run.steps():
-        pass
+    try:
+        for _ in run.steps():
+            pass
+    except BaseException as stopped:  # Ctrl-C in a notebook must not cost the epochs before it
+        vars(stopped)["history"] = run.history
+        raise
     return run.history
 
 
@@ -148,6 +164,7 @@ def epochs(
     lr: float | None = None,
     schedule: Any = None,
     clip_norm: float | None = None,
+    forward: ForwardOf = None,
     device: Device = None,
     precision: str = "float32",
     micro_batch: MicroBatch = "auto",
@@ -207,6 +224,7 @@ def _assembled(chosen: Any) -> Run:
         ignore=chosen.ignore,
         has_schedule=chosen.schedule is not None,
         scales_loss=chosen.precision == "float16",
+        forward=chosen.forward,
     )
     survival = None if chosen.checkpoint is None else Survival(chosen)
     # Everything is checked: from here on something changes.
@@ -216,9 +234,11 @@ def _assembled(chosen: Any) -> Run:
     # of its own: a size that was asked for is for training.
     is_auto = chosen.micro_batch == "auto" and chosen.precision == "float32"
     size = None if chosen.micro_batch == "auto" else chosen.micro_batch
-    pieces, of_valid = (
-        (AutoPieces(model), AutoPieces(model)) if is_auto else (Pieces(model, size), Pieces(model))
-    )
+    forward = chosen.forward
+    pieces: Pieces = AutoPieces(model, forward=forward)
+    of_valid: Pieces = AutoPieces(model, forward=forward)
+    if not is_auto:
+        pieces, of_valid = Pieces(model, size, forward=forward), Pieces(model, forward=forward)
 
     display = Display(chosen.progress, chosen.epochs, steps)
 
@@ -276,6 +296,7 @@ def _assembled(chosen: Any) -> Run:
 
 def _check(chosen: Any) -> None:
     """Check everything that can be checked before anything is made."""
+    check_can_train()
     model, optimizer, lr, clip_norm = chosen.model, chosen.optimizer, chosen.lr, chosen.clip_norm
     has_valid = chosen.valid is not None
     if not isinstance(model, nn.Module):
@@ -304,6 +325,7 @@ def _check(chosen: Any) -> None:
         if not is_number or not 0 < clip_norm < float("inf"):
             raise ValueError(f"clip_norm must be a number above 0 or None, got {clip_norm!r}.")
     averaging_of(chosen.loss_fn)
+    forward_of(model, chosen.forward)
 
 
 def _check_metrics(metrics: Metrics, *, has_valid: bool) -> None:
@@ -327,6 +349,7 @@ def evaluate(
     loss_fn: Loss | None = None,
     metrics: Metrics = (),
     device: Device = None,
+    forward: ForwardOf = None,
 ) -> Evaluation:
     """Measure a model on every batch: exact over the whole split, however it is cut.
 
@@ -344,6 +367,7 @@ def evaluate(
             ``update``, ``compute`` and ``reset`` is reset, fed and asked. Any other function is
             called once with the outputs and targets of the whole split.
         device: Where to work; the model is taken there. None stays where the model is.
+        forward: Called as ``forward(model, inputs)`` in place of ``model(inputs)``.
 
     Returns:
         An ``Evaluation`` with ``.loss``, ``.metrics`` and ``.n``.
@@ -363,6 +387,6 @@ def evaluate(
     named_metrics(metrics)  # what is wrong with these shall show before anything is moved
     if loss_fn is not None:
         averaging_of(loss_fn)
+    pieces = AutoPieces(model, forward=forward)
     device = place(model, device)
-    batches = taken_at_once(batches)
-    return measure(model, batches, loss_fn, metrics, device, pieces=AutoPieces(model))
+    return measure(model, taken_at_once(batches), loss_fn, metrics, device, pieces=pieces)

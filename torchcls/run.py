@@ -20,7 +20,7 @@ from torchcls.batches import mapped, pairs, to_device
 from torchcls.evaluation import Evaluation, Look
 from torchcls.history import History, Record
 from torchcls.state import load_modules, modules_state
-from torchcls.step import Step, Taken
+from torchcls.step import Step, Taken, check_can_train
 
 
 class Rest(NamedTuple):
@@ -201,6 +201,7 @@ class Run:
 
     def _rests(self) -> Iterator[Rest]:
         """The stream from where the run stands; whoever leaves it can come back."""
+        check_can_train()
         if self.is_broken:
             self._at, self.is_broken = self._at.begun_again(), False
             self.step.load_state_dict(self.step.state_dict())  # of a scale, what the step began

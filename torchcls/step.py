@@ -24,6 +24,7 @@ from torchcls.batches import Pair, check_whole_number, num_samples, split, to_de
 
 Loss = Callable[[Any, Any], Any]
 Forward = Callable[[Any], Any]
+ForwardOf = Callable[[Any, Any], Any] | None  # called as forward(model, inputs); None: the model is
 
 
 @dataclass(slots=True)
@@ -51,11 +52,29 @@ class Taken:
     batch: Pair
 
 
+def forward_of(model: nn.Module, forward: ForwardOf) -> Forward:
+    """What to call on inputs: the model, or what the user calls with it."""
+    if forward is not None and not callable(forward):
+        raise TypeError(f"forward must be callable as (model, inputs), got {forward!r}.")
+    return model if forward is None else functools.partial(forward, model)
+
+
+def check_can_train() -> None:
+    """Refuse to train where no tensor can ever take a gradient."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "training must not run under torch.inference_mode(): tensors made there never take "
+            "gradients. Build the model and train it outside; torch.no_grad() may stay."
+        )
+
+
 class Pieces:
     """Cuts every batch into pieces of ``size`` samples; None leaves it whole."""
 
-    def __init__(self, model: nn.Module, size: int | None = None) -> None:
-        self._model = model
+    def __init__(
+        self, model: nn.Module, size: int | None = None, *, forward: ForwardOf = None
+    ) -> None:
+        self._model, self._call = model, forward_of(model, forward)
         self.size = size
 
     def renew(self, averaging: Averaging | None = None) -> None:
@@ -64,18 +83,18 @@ class Pieces:
     def cut(self, batch: Pair) -> tuple[Forward, list[Pair]]:
         """Give what to call on the inputs of each piece, and the pieces."""
         if self.size is None:
-            return self._model, [batch]
+            return self._call, [batch]
         inputs, targets = num_samples(batch[0]), num_samples(batch[1])
         if inputs != targets:
             raise ValueError(
                 "a batch must have as many inputs as targets to be cut by micro_batch, "
                 f"got {inputs} inputs and {targets} targets."
             )
-        return self._model, split(batch, self.size)
+        return self._call, split(batch, self.size)
 
     def outputs(self, inputs: Any) -> Any:
         """The outputs of a whole batch, without gradients."""
-        return self._model(inputs)
+        return self._call(inputs)
 
     def state_dict(self) -> dict[str, Any]:
         """How batches are cut from here on."""
