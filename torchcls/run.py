@@ -322,7 +322,7 @@ class _At:
     def __init__(self, epoch: int = 0, smooth: tuple[Count, int] = (0.0, 0)) -> None:
         self.epoch, self.step, self.seconds = epoch, 0, 0.0
         self.mean = Mean()
-        self.loss = torch.tensor(float("nan"))  # of a step in another process
+        self.loss = torch.tensor(float("nan"), device="cpu")  # of a step in another process
         self.is_trained = False  # whether only validation is left
         self._smooth, self._steps = smooth  # fastai's running mean, which no epoch resets
         self._begun = smooth

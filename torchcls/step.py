@@ -243,7 +243,7 @@ class Step:
         fractions: list[tuple[Tensor, Tensor]] = []
         kept: list[Any] = []
         first: Any = (*batch, None)
-        loss = torch.zeros(())
+        loss = torch.zeros((), device="cpu")
         for i, ((inputs, targets), count) in enumerate(zip(pieces, counts, strict=True)):
             outputs = self.precision.outputs(forward, inputs)
             first = (inputs, targets, outputs) if i == 0 else first
