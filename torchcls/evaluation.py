@@ -3,7 +3,7 @@
 import csv
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -97,7 +97,7 @@ def measure(
     pieces, precision = pieces or Pieces(model), precision or Precision()
     loss_fn = None if loss_fn is None else loss_on(loss_fn, device)
     averaging = None if loss_fn is None else averaging_of(loss_fn)
-    scorers = {name: _scorer(metric, device) for name, metric in named_metrics(metrics).items()}
+    scores = Scores(metrics, device)
     mean, n, batch = Mean(), 0, None
     try:
         with evaluating(model):
@@ -118,11 +118,10 @@ def measure(
                         mean.add_sum(wide(averaging.numerator(outputs, targets)), count)
                     if look is not None and not isinstance(reported, Tensor):
                         look.at_valid(number, reported, batch, outputs)
-                for add, _ in scorers.values():
-                    add(outputs, targets)
+                scores.add(outputs, targets)
                 n += num_samples(targets)
                 batch = None  # what the source raises next is no fault of this one
-            values = {name: _as_number(value()) for name, (_, value) in scorers.items()}
+            values = scores.values()
     except Exception as failure:
         if look is not None:
             look.explain(failure, batch)
@@ -347,27 +346,71 @@ def is_object(metric: Any) -> bool:
     return all(callable(getattr(metric, name, None)) for name in ("update", "compute", "reset"))
 
 
-def _scorer(
-    metric: Any, device: torch.device
-) -> tuple[Callable[[Any, Any], object], Callable[[], Any]]:
-    """How a metric is taken over a split: what is fed each batch, and what gives the value then."""
-    counts = counts_behind(metric)
-    if counts is not None:  # one of ours: counts are added, and divided once
-        mean = Mean()
-        return lambda outputs, targets: mean.add_sum(*counts(outputs, targets)), mean.value
-    if is_object(metric):
-        if callable(getattr(metric, "to", None)):
-            metric.to(device)
-        metric.reset()
-        return metric.update, metric.compute
-    kept: list[tuple[Tensor, Tensor]] = []  # any other function: only the whole split is exact
+class Scores:
+    """Metrics on their way through a split: fed batch by batch, asked at its end."""
 
-    def keep(outputs: Any, targets: Any) -> None:
-        law = f"the metric {_name(metric)!r} must get tensors to be called on the whole split"
-        remedy = "Use an object with update, compute and reset."
-        kept.append((_kept(outputs, law, remedy), _kept(targets, law, remedy)))
+    def __init__(self, metrics: Metrics, device: torch.device) -> None:
+        self._metrics = named_metrics(metrics)
+        self._device = device
+        self.reset()
 
-    return keep, lambda: metric(*map(torch.cat, zip(*kept, strict=True)))
+    def reset(self) -> None:
+        """Begin a split."""
+        self._counted: dict[str, Mean] = {}
+        self._kept: dict[str, list[Pair]] = {}
+        for name, metric in self._metrics.items():
+            if counts_behind(metric) is not None:  # one of ours: counts are added, and divided once
+                self._counted[name] = Mean()
+            elif is_object(metric):
+                if callable(getattr(metric, "to", None)):
+                    metric.to(self._device)
+                metric.reset()
+            else:  # any other function: only the whole split is exact
+                self._kept[name] = []
+
+    def add(self, outputs: Any, targets: Any) -> None:
+        """Feed a batch, or a piece of one."""
+        for name, metric in self._metrics.items():
+            if name in self._counted:
+                counts: Any = counts_behind(metric)
+                self._counted[name].add_sum(*counts(outputs, targets))
+            elif name in self._kept:
+                law = f"the metric {_name(metric)!r} must get tensors to be called on a whole split"
+                remedy = "Use an object with update, compute and reset."
+                pair = _kept(outputs, law, remedy), _kept(targets, law, remedy)
+                self._kept[name].append(pair)
+            else:
+                metric.update(outputs, targets)
+
+    def values(self) -> dict[str, Any]:
+        """What each metric gives: a float, or what it is where that is not one number. Waits."""
+        return {name: _as_number(self._value(name)) for name in self._metrics}
+
+    def _value(self, name: str) -> Any:
+        metric = self._metrics[name]
+        if name in self._counted:
+            return self._counted[name].value()
+        if name in self._kept:
+            return metric(*map(torch.cat, zip(*self._kept[name], strict=True)))
+        return metric.compute()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was fed so far; an object keeps that to itself."""
+        return {
+            "counted": {name: mean.state_dict() for name, mean in self._counted.items()},
+            "kept": {
+                name: list(map(torch.cat, zip(*pairs, strict=True)))
+                for name, pairs in self._kept.items()
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.reset()
+        for name, mean in state["counted"].items():
+            self._counted[name].load_state_dict(mean)
+        for name, pair in state["kept"].items():
+            self._kept[name] = [tuple(pair)] if pair else []
 
 
 def _as_number(value: Any) -> Any:
