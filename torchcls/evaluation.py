@@ -1,37 +1,23 @@
-"""Evaluation and prediction: a pass over the data that leaves the model as it was found."""
+"""Evaluation: a pass over the data that leaves the model as it was found."""
 
-import csv
 import functools
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from torchcls import heads
 from torchcls.averaging import Mean, averaging_of, fraction, is_fraction, one_loss, wide
-from torchcls.batches import (
-    Pair,
-    check_whole_number,
-    device_of,
-    mapped,
-    num_samples,
-    pairs,
-    split,
-    to_device,
-)
-from torchcls.device import Device, place, random_state, set_random_state
+from torchcls.batches import Pair, device_of, mapped, num_samples, pairs, to_device
+from torchcls.device import random_state, set_random_state
 from torchcls.metrics import counts_behind
 from torchcls.step import (
-    ForwardOf,
     Loss,
     Pieces,
     Precision,
     Taken,
-    forward_of,
     loss_on,
     zero_where_nothing_counts,
 )
@@ -161,146 +147,6 @@ def _check_denominator(loss_fn: Loss, outputs: Any, targets: Any) -> None:
         fraction(loss_fn(mapped(tied, outputs), targets))
 
 
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """What a model says of every sample, on the CPU.
-
-    Attributes:
-        outputs: What the model gave, shape (n, ...).
-        targets: What was asked for, shape (n, ...); None where only inputs were given.
-    """
-
-    outputs: Tensor
-    targets: Tensor | None = None
-    _loss_fn: Loss | None = field(default=None, repr=False)
-
-    @property
-    def probabilities(self) -> Tensor:
-        """The activated outputs, same shape: the loss names the activation."""
-        return heads.probabilities(self.outputs, self._loss("probabilities"))
-
-    @property
-    def predicted(self) -> Tensor:
-        """What the outputs say y is, as ``heads.decisions`` gives it; -1 where a row holds NaN."""
-        return heads.decisions(self.outputs, self._loss("predicted"))
-
-    def to_csv(
-        self, path: str | os.PathLike[str], *, classes: Sequence[object] | None = None
-    ) -> None:
-        """Write one row for each sample: outputs, probabilities, predicted class, target.
-
-        Columns are ``output`` and ``probability`` (numbered from 0 where there are several; no
-        probability for ``mse_loss``), ``predicted`` and, where targets are known, ``target``.
-        Floats are written so that reading gives the same float32 back.
-
-        Args:
-            path: The file to write.
-            classes: Names to write in place of class ids in ``predicted`` and ``target``.
-
-        Raises:
-            ValueError: If the outputs have more than two dimensions, no loss named the activation,
-                or ``classes`` stands beside predictions that are no class ids.
-        """
-        if self.outputs.ndim > 2:
-            shape = tuple(self.outputs.shape)
-            raise ValueError(f"outputs must have shape (n,) or (n, k) for a CSV file, got {shape}.")
-        tables = {"output": self.outputs}
-        if heads.has_probabilities(self._loss("probabilities")):
-            tables["probability"] = self.probabilities
-        tables["predicted"] = self.predicted
-        if self.targets is not None:
-            tables["target"] = self.targets
-        header: list[str] = []
-        columns: list[list[object]] = []
-        for name, values in tables.items():
-            names = classes if name in ("predicted", "target") else None
-            if names is not None and values[:1].numel() > 1:
-                raise ValueError(
-                    f"classes must name class ids, got {name} of shape {tuple(values.shape)}. "
-                    "Leave classes out."
-                )
-            parts = values.reshape(len(values), -1).unbind(1)
-            header += [name] if len(parts) == 1 else [f"{name}_{i}" for i in range(len(parts))]
-            columns += [[_cell(value, names) for value in part.tolist()] for part in parts]
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(zip(*columns, strict=True))
-
-    def _loss(self, name: str) -> Loss:
-        if self._loss_fn is None:
-            remedy = "Call predict(model, data, loss_fn=...)."
-            raise ValueError(f".{name} needs the loss, which names the activation. {remedy}")
-        return self._loss_fn
-
-
-def _cell(value: float, classes: Sequence[object] | None) -> object:
-    if classes is not None and value >= 0 and value == int(value):  # 0.0 and 1.0 are ids as well
-        return classes[int(value)]
-    # Nine digits tell any two float32 numbers apart.
-    return f"{value:.9g}" if isinstance(value, float) else value
-
-
-def predict(
-    model: nn.Module,
-    data: Any,
-    *,
-    loss_fn: Loss | None = None,
-    batch_size: int = 256,
-    device: Device = None,
-    forward: ForwardOf = None,
-) -> Predictions:
-    """Run a model over data and keep, on the CPU, what it says of every sample, in order.
-
-    Modes, gradients, grad mode and torch's random state are as before afterwards.
-
-    Args:
-        model: Any module whose outputs are one tensor of shape (n, ...) for n samples.
-        data: A tensor of inputs, cut into batches of ``batch_size``; anything else is an iterable
-            of pairs (inputs, targets).
-        loss_fn: The loss the model was trained with; it names the activation that turns outputs
-            into probabilities and decisions. Without it ``.outputs`` is all there is.
-        batch_size: Samples at a time, where ``data`` is a tensor.
-        device: Where to work; the model is taken there. None stays where the model is.
-        forward: Called as ``forward(model, inputs)`` in place of ``model(inputs)``.
-
-    Raises:
-        TypeError: If the model's outputs are no tensor, or ``data`` holds other than pairs.
-        ValueError: If ``data`` is empty or ``batch_size`` is below 1.
-
-    Example:
-        >>> model = nn.Linear(2, 3)
-        >>> predictions = predict(model, torch.randn(5, 2), loss_fn=nn.CrossEntropyLoss())
-        >>> predictions.probabilities.shape, predictions.predicted.shape, predictions.targets
-        (torch.Size([5, 3]), torch.Size([5]), None)
-    """
-    check_whole_number("batch_size", batch_size, at_least=1)
-    call = forward_of(model, forward)
-    device = place(model, device)
-    outputs, targets = [], []
-    with evaluating(model):
-        if isinstance(data, Tensor):
-            batches: Iterator[Pair] = ((inputs, None) for inputs in split(data, batch_size))
-        else:
-            batches = pairs(data, "data")
-        for inputs, target in batches:
-            output = call(to_device(inputs, device))
-            remedy = "Wrap the model so that it returns the one to keep."
-            outputs.append(_kept(output, "the model's outputs must be one tensor", remedy))
-            if target is not None:
-                law = "targets must be one tensor to be kept"
-                targets.append(_kept(target, law, "Predict on the inputs alone."))
-    if not outputs:
-        raise ValueError(f"data must hold at least one sample, got shape {tuple(data.shape)}.")
-    return Predictions(torch.cat(outputs), torch.cat(targets) if targets else None, loss_fn)
-
-
-def _kept(value: Any, law: str, remedy: str) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{law}, got {type(value).__name__}. {remedy}")
-    return value.cpu()  # waits for an accelerator, whose memory need not hold a whole split
-
-
 # ------------------------------------------------------------------ metrics over a split
 
 
@@ -377,7 +223,7 @@ class Scores:
             elif name in self._kept:
                 law = f"the metric {_name(metric)!r} must get tensors to be called on a whole split"
                 remedy = "Use an object with update, compute and reset."
-                pair = _kept(outputs, law, remedy), _kept(targets, law, remedy)
+                pair = kept_tensor(outputs, law, remedy), kept_tensor(targets, law, remedy)
                 self._kept[name].append(pair)
             else:
                 metric.update(outputs, targets)
@@ -411,6 +257,13 @@ class Scores:
             self._counted[name].load_state_dict(mean)
         for name, pair in state["kept"].items():
             self._kept[name] = [tuple(pair)] if pair else []
+
+
+def kept_tensor(value: Any, law: str, remedy: str) -> Tensor:
+    """Take a tensor to the CPU; what is none is a TypeError."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{law}, got {type(value).__name__}. {remedy}")
+    return value.cpu()  # waits for an accelerator, whose memory need not hold a whole split
 
 
 def _as_number(value: Any) -> Any:
