@@ -1,5 +1,6 @@
 """torchcls.evaluation: exact over a split, and nothing is changed."""
 
+import weakref
 from functools import partial
 
 import pytest
@@ -96,6 +97,7 @@ def test_metrics_may_be_functions_partials_objects_or_named(model):
         ([Counter], TypeError, "objects with update.*Counter"),
         (tc.accuracy, TypeError, r"list or a dict.*Write \[metric\]"),
         (["accuracy"], TypeError, "functions of .*got 'accuracy'"),
+        ({1: tc.accuracy}, TypeError, "named by strings, got 1. Write '1'"),
     ],
 )
 def test_metrics_that_are_none_say_so(model, metrics, error, words):
@@ -106,6 +108,45 @@ def test_metrics_that_are_none_say_so(model, metrics, error, words):
 def test_a_function_on_the_whole_split_must_get_tensors():
     with pytest.raises(TypeError, match=r"'<lambda>' must get tensors.*update, compute"):
         tc.evaluate(nn.Identity(), [((X, X), Y)], metrics=[lambda outputs, targets: 0])
+
+
+def test_numbers_in_what_a_metric_gives_are_floats(model):
+    def both(outputs, targets):
+        return {"mean": targets.float().mean(), "classes": torch.bincount(targets)}
+
+    found = tc.evaluate(model, BATCHES, metrics=[both]).metrics["both"]
+    assert found["mean"] == pytest.approx(36 / 37)
+    assert type(found["mean"]) is float
+    assert found["classes"].tolist() == [13, 12, 12]
+
+
+@pytest.mark.parametrize("as_ids", [False, True])
+@pytest.mark.parametrize("keywords", [{}, {"num_classes": 3, "ignore_index": 1}])
+def test_confusion_matrices_are_added_batch_by_batch(as_ids, keywords):
+    """Also where a batch of predicted ids does not show the last class."""
+    alive = []
+
+    class Watched(nn.Module):
+        def forward(self, x):
+            outputs = x[:, :3].argmax(1) if as_ids else x[:, :3] * 1
+            alive.append(weakref.ref(outputs))
+            return outputs
+
+    def watched(batches):
+        for batch in batches:
+            yield batch
+            held.append(sum(ref() is not None for ref in alive))
+
+    held = []
+    first = (Y < 2) & (X[:, :3].argmax(1) < 2)  # their ids give a matrix of 2 x 2
+    batches = [(X[part], Y[part]) for part in (first, ~first, first)]
+    metric = partial(tc.confusion_matrix, **keywords) if keywords else tc.confusion_matrix
+    found = tc.evaluate(Watched(), watched(batches), metrics={"matrix": metric}).metrics["matrix"]
+    outputs = torch.cat([X[part] for part in (first, ~first, first)])[:, :3]
+    targets = torch.cat([Y[part] for part in (first, ~first, first)])
+    assert torch.equal(found, metric(outputs, targets))
+    assert found.dtype == torch.int64
+    assert max(held) <= 1  # what the loop itself holds
 
 
 # ------------------------------------------------------------------ nothing is changed

@@ -183,6 +183,17 @@ def test_a_csv_file_gives_the_same_float32_back(tmp_path, model):
     assert [row["target"] for row in rows] == ["abc"[i] for i in Y]
 
 
+def test_a_csv_file_goes_home_and_replaces_another_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    predictions = tc.predict(nn.Identity(), torch.eye(2), loss_fn=CE)
+    predictions.to_csv("~/p.csv")
+    before = (tmp_path / "p.csv").read_text()
+    with pytest.raises(IndexError):
+        predictions.to_csv("~/p.csv", classes=["one"])
+    assert (tmp_path / "p.csv").read_text() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["p.csv"]
+
+
 def test_a_csv_file_of_inputs_alone_has_no_target(tmp_path):
     predictions = tc.predict(nn.Linear(4, 3), X, loss_fn=nn.CrossEntropyLoss())
     predictions.to_csv(tmp_path / "predictions.csv", classes=["cat", "dog", "eel"])

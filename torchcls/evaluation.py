@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchcls.averaging import Mean, averaging_of, fraction, is_fraction, one_loss, wide
 from torchcls.batches import Pair, device_of, mapped, num_samples, pairs, to_device
 from torchcls.device import random_state, set_random_state
-from torchcls.metrics import counts_behind
+from torchcls.metrics import confusion_matrix, counts_behind
 from torchcls.step import (
     Loss,
     Pieces,
@@ -54,7 +55,7 @@ class Evaluation:
     Attributes:
         loss: The mean loss over all targets that count; None where no loss was asked for.
         metrics: From the name of each metric to its value over the whole split: a float, or what
-            the metric gave where that is not one number.
+            the metric gave where that is not one number, single numbers in it as floats.
         n: Samples seen.
     """
 
@@ -154,7 +155,7 @@ def named_metrics(metrics: Metrics) -> dict[str, Any]:
     """Give every metric a name: the keys of a dict, else ``__name__``, else the class's name.
 
     Raises:
-        TypeError: If ``metrics`` is no list and no dict, or holds what is no metric.
+        TypeError: If ``metrics`` is no list and no dict, or holds what is no metric or no name.
         ValueError: If two metrics share a name.
 
     Example:
@@ -167,6 +168,8 @@ def named_metrics(metrics: Metrics) -> dict[str, Any]:
     items = metrics.items() if isinstance(metrics, Mapping) else ((_name(m), m) for m in metrics)
     named: dict[str, Any] = {}
     for name, metric in items:
+        if not isinstance(name, str):
+            raise TypeError(f"metrics must be named by strings, got {name!r}. Write '{name}'.")
         if isinstance(metric, type) or not (callable(metric) or is_object(metric)):
             raise TypeError(
                 "metrics must hold functions of (outputs, targets) or objects with update, "
@@ -182,9 +185,12 @@ def named_metrics(metrics: Metrics) -> dict[str, Any]:
 
 
 def _name(metric: Any) -> str:
-    if isinstance(metric, functools.partial):
-        return _name(metric.func)
+    metric = _function_of(metric)
     return str(getattr(metric, "__name__", None) or type(metric).__name__)
+
+
+def _function_of(metric: Any) -> Any:
+    return _function_of(metric.func) if isinstance(metric, functools.partial) else metric
 
 
 def is_object(metric: Any) -> bool:
@@ -203,10 +209,13 @@ class Scores:
     def reset(self) -> None:
         """Begin a split."""
         self._counted: dict[str, Mean] = {}
+        self._added: dict[str, Tensor] = {}
         self._kept: dict[str, list[Pair]] = {}
         for name, metric in self._metrics.items():
             if counts_behind(metric) is not None:  # one of ours: counts are added, and divided once
                 self._counted[name] = Mean()
+            elif _function_of(metric) is confusion_matrix:  # the matrices of batches add up
+                self._added[name] = torch.zeros(0, 0, dtype=torch.int64, device="cpu")
             elif is_object(metric):
                 if callable(getattr(metric, "to", None)):
                     metric.to(self._device)
@@ -220,6 +229,11 @@ class Scores:
             if name in self._counted:
                 counts: Any = counts_behind(metric)
                 self._counted[name].add_sum(*counts(outputs, targets))
+            elif name in self._added:
+                matrices = self._added[name], metric(outputs, targets).cpu()
+                size = max(map(len, matrices))  # predicted ids may show the last class late
+                first, second = (F.pad(m, 2 * (0, size - len(m))) for m in matrices)
+                self._added[name] = first + second
             elif name in self._kept:
                 law = f"the metric {_name(metric)!r} must get tensors to be called on a whole split"
                 remedy = "Use an object with update, compute and reset."
@@ -230,12 +244,14 @@ class Scores:
 
     def values(self) -> dict[str, Any]:
         """What each metric gives: a float, or what it is where that is not one number. Waits."""
-        return {name: _as_number(self._value(name)) for name in self._metrics}
+        return {name: mapped(_as_number, self._value(name)) for name in self._metrics}
 
     def _value(self, name: str) -> Any:
         metric = self._metrics[name]
         if name in self._counted:
             return self._counted[name].value()
+        if name in self._added:
+            return self._added[name]
         if name in self._kept:
             return metric(*map(torch.cat, zip(*self._kept[name], strict=True)))
         return metric.compute()
@@ -244,6 +260,7 @@ class Scores:
         """What was fed so far; an object keeps that to itself."""
         return {
             "counted": {name: mean.state_dict() for name, mean in self._counted.items()},
+            "added": dict(self._added),
             "kept": {
                 name: list(map(torch.cat, zip(*pairs, strict=True)))
                 for name, pairs in self._kept.items()
@@ -255,6 +272,7 @@ class Scores:
         self.reset()
         for name, mean in state["counted"].items():
             self._counted[name].load_state_dict(mean)
+        self._added |= state["added"]
         for name, pair in state["kept"].items():
             self._kept[name] = [tuple(pair)] if pair else []
 
