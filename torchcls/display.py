@@ -29,6 +29,10 @@ class Output:
         except Exception:  # a stream that somebody put in the place of stdout may raise anything
             self._is_lost = True
 
+    def say(self, line: str) -> None:
+        """Write a line."""
+        self.write(f"{line}\n")
+
     def flush(self) -> None:
         """Nothing is left to be flushed."""
 
@@ -131,7 +135,7 @@ class Display:
     def say(self, line: str) -> None:
         """Print a line above the table."""
         if self._has_table:
-            self._output.write(f"{line}\n")
+            self._output.say(line)
 
     def show(self, record: Record) -> None:
         """Add a line to the table."""

@@ -322,7 +322,8 @@ def _list_folders(root: Path) -> list[Path]:
 
 def _list_images(class_folder: Path) -> tuple[list[Path], list[Path]]:
     """The images of a class in order, and what is passed over: other files, links to folders."""
-    paths, passed_over = [], []
+    paths: list[Path] = []
+    passed_over: list[Path] = []
     for folder, folders, files in os.walk(class_folder, onerror=_raise):
         folders[:] = [name for name in folders if _is_seen(Path(name))]
         passed_over += [path for name in folders if (path := Path(folder, name)).is_symlink()]
