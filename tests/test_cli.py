@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and how it refuses."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -294,18 +295,27 @@ def refusal(capsys, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--data", "nowhere"], "got nowhere, which is not there"),
-        (["--classes", "0,12"], "got 12 in (0, 12)"),
+        (
+            ["--data", "nowhere"],
+            "--data must be drawn, mnist or a folder, got nowhere, which is not",
+        ),
+        (["--classes", "0,12"], "--classes must be digits like 0,1,2, got 0,12."),
         (["--classes", "1,1"], "distinct"),
         (["--classes", "1"], "--classes must name at least two classes, got 1"),
-        (["--classes", "a,b"], "must be digits like 0,1,2, got 'a,b'"),
+        (["--classes", "a,b"], "--classes must be digits like 0,1,2, got a,b."),
         (["--head", "binary", "--classes", "1,2,3"], "must name two classes for --head binary"),
         (["--device", "warp"], "device must be one that is there (cpu"),
-        (["--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
-        (["--epochs", "1.5"], "--epochs: invalid"),
-        (["--lr", "-1"], "lr must be above 0 and finite, got -1.0"),
-        (["--lr", "nan"], "lr must be above 0 and finite, got nan"),
-        (["--seed", "-1"], "seed must be at least 0"),
+        (["--batch-size", "0"], "--batch-size: must be a whole number of at least 1, got 0"),
+        (["--epochs", "1.5"], "--epochs: must be a whole number of at least 1, got 1.5"),
+        (["--lr", "-1"], "--lr: must be a number above 0, got -1"),
+        (["--lr", "nan"], "--lr: must be a number above 0, got nan"),
+        (["--lr", "fast"], "--lr: must be a number above 0, got fast"),
+        (["--lr", "inf"], "--lr: must be a number above 0, got inf"),
+        (["--lr", "0"], "--lr: must be a number above 0, got 0"),
+        (["--seed", "-1"], "--seed: must be a whole number from 0 to 2^63 - 1, got -1"),
+        (["--seed", str(2**63)], "--seed: must be a whole number from 0 to 2^63 - 1, got 92"),
+        (["--seed", "x"], "--seed: must be a whole number from 0 to 2^63 - 1, got x"),
+        (["--batch-size", "many"], "--batch-size: must be a whole number of at least 1, got many"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_status_2(here, capsys, arguments, words):
@@ -364,13 +374,15 @@ def test_its_help_names_every_default_once(capsys):
     assert "(default: None)" not in printed
 
 
-def test_a_reader_that_leaves_the_pipe_is_no_bad_input(here, monkeypatch):
+def test_a_reader_that_leaves_the_pipe_is_no_bad_input_and_ends_no_training(here, monkeypatch):
     def left(*_, **__):
         raise BrokenPipeError
 
     monkeypatch.setattr("builtins.print", left)
-    with pytest.raises(BrokenPipeError):
-        main(["train", "--epochs", "1", "--classes", "0,1"])
+    assert main(["train", "--epochs", "1", "--classes", "0,1", "--out", "run"]) == 0
+    assert len(read_csv(here / "run" / "history.csv")) == 1
+    with pytest.raises(BrokenPipeError):  # what a check prints is all there is of it
+        main(["check", "--classes", "0,1"])
 
 
 # torchcls check
@@ -427,7 +439,8 @@ def test_check_names_every_image_that_cannot_be_read(tmp_path, capsys):
     assert left.value.code == 2
     first, second = capsys.readouterr().err.splitlines()
     assert f"cat{os.sep}1.png must be an image" in first
-    assert f"dog{os.sep}2.png must have the size of the first image, (16, 20), got (8, 8)" in second
+    law = "must have the size of most images, 20 x 16 pixels, got 8 x 8. Resize all images alike."
+    assert f"dog{os.sep}2.png {law}" in second
 
 
 def test_train_takes_images_in_folders(tmp_path, capsys, monkeypatch):
@@ -492,4 +505,174 @@ def test_images_too_small_for_the_network_are_refused(tmp_path, capsys):
             Image.new("L", (5, 9)).save(tmp_path / split / name / "0.png")
     with pytest.raises(SystemExit):
         main(["check", "--data", str(tmp_path)])
-    assert "at least 6 x 6 pixels for this network, got 9 x 5" in capsys.readouterr().err
+    assert "at least 6 x 6 pixels for this network, got 5 x 9" in capsys.readouterr().err
+
+
+# What a shell says and shows
+
+
+def test_nobodys_file_is_written_over(here, capsys):
+    (here / "run").mkdir()
+    for name in ("weights.pt", "history.csv", "history.json", "predictions.csv", "curves.png"):
+        path = here / "run" / name
+        path.write_text("mine")
+        said = refusal(capsys, "--classes", "0,1", "--out", "run")
+        assert said.endswith(
+            f"--out must not hold what would be written over, got run with {name}. "
+            "Choose another folder."
+        )
+        assert path.read_text() == "mine"
+        path.unlink()
+        path.symlink_to(here / "nowhere")  # written through, it would be somebody's, too
+        assert f"got run with {name}" in refusal(capsys, "--out", "run")
+        path.unlink()
+    assert not list((here / "run").iterdir())
+
+
+def test_on_resuming_a_folder_in_the_place_of_a_result_is_found_before_training(here, capsys):
+    main(["train", "--epochs", "1", "--classes", "0,1", "--out", "run"])
+    (here / "run" / "predictions.csv").unlink()
+    (here / "run" / "predictions.csv").mkdir()
+    capsys.readouterr()
+    said = refusal(capsys, "--classes", "0,1", "--out", "run", "--resume")
+    assert said.endswith("predictions.csv must be a file, got something else. Move it away.")
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("file", "--out must be a folder, got the file file."),
+        ("file/run", "--out must be a folder that can be written, got "),
+    ],
+)
+def test_out_must_be_a_folder(here, capsys, out, words):
+    (here / "file").write_text("in the way")
+    assert words in refusal(capsys, "--classes", "0,1", "--out", out)
+
+
+def test_a_tilde_in_out_and_data_is_the_home(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    photos(here / "home" / "photos", train=("cat", "dog"), valid=("cat", "dog"))
+    assert main(["train", "--data", "~/photos", "--epochs", "1", "--out", "~/runs/1"]) == 0
+    assert (here / "home" / "runs" / "1" / "weights.pt").exists()
+    assert [path.name for path in here.iterdir()] == ["home"]
+
+
+def test_a_class_whose_name_is_no_utf_8_is_written_with_escapes(here):
+    name = os.fsdecode(b"caf\xe9")
+    photos(here / "photos", train=("cat", name), valid=("cat", name))
+    assert main(["train", "--data", "photos", "--epochs", "1", "--out", "run"]) == 0
+    assert {line["target"] for line in read_csv(here / "run" / "predictions.csv")} == {
+        "cat",
+        "caf\\udce9",
+    }
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("arguments", [["train", "--epochs", "1", "--out", "run"], ["check"]])
+def test_a_name_that_the_terminal_cannot_show_is_escaped(here, monkeypatch, encoding, arguments):
+    photos(here / "photos", train=("cat", "\u732b"), valid=("cat", "\u732b"))
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main([*arguments, "--data", "photos"]) == 0
+    name = "\u732b" if encoding == "utf-8" else "\\u732b"
+    assert f"classes cat, {name}:" in stream.buffer.getvalue().decode(encoding)
+
+
+def test_classes_chooses_among_the_folders(here, capsys):
+    photos(here / "photos", train=("cat", "dog", "eel"), valid=("cat", "dog", "eel"))
+    arguments = ["check", "--data", "photos"]
+    assert main([*arguments, "--classes", "eel,cat", "--head", "binary"]) == 0
+    assert capsys.readouterr().out.startswith("photos classes eel, cat: 8 training and 8")
+    with pytest.raises(SystemExit):
+        main([*arguments, "--classes", "cat,emu"])
+    law = f"--classes must name folders in photos{os.sep}train, got emu. There are cat, dog, eel."
+    assert capsys.readouterr().err == f"torchcls: error: {law}\n"
+
+
+@pytest.mark.parametrize(
+    ("splits", "seen"),
+    [
+        ({"train": ("cat", "dog")}, "got {} with train."),
+        ({".": ("cat", "dog")}, "got {} with cat, dog."),
+        ({".": ()}, "got {} with nothing in it."),
+        ({"in/train": ("cat",), "in/test": ("cat",)}, "got {} with in. Name {}/in if you mean"),
+    ],
+)
+def test_a_folder_of_another_form_is_answered_by_what_it_should_hold(
+    tmp_path, capsys, splits, seen
+):
+    photos(tmp_path / "data", **splits)
+    (tmp_path / "data").mkdir(exist_ok=True)
+    with pytest.raises(SystemExit):
+        main(["check", "--data", str(tmp_path / "data")])
+    said = capsys.readouterr().err
+    assert "--data must be a folder with MNIST (four IDX files, or PNG folders), or with" in said
+    assert seen.replace("{}", str(tmp_path / "data")) in said
+
+
+def test_one_grey_image_that_comes_first_does_not_accuse_the_others(tmp_path, capsys):
+    folder = photos(tmp_path, train=("cat", "dog"), valid=("cat", "dog"))
+    Image.new("L", (20, 16)).save(folder / "train" / "cat" / "0.png")
+    with pytest.raises(SystemExit):
+        main(["check", "--data", str(folder)])
+    assert capsys.readouterr().err == (
+        f"torchcls: error: {folder / 'train' / 'cat' / '0.png'} must have 3 channels (8-bit RGB) "
+        "like most images, got 1 channel (8-bit grey). Store all images as RGB.\n"
+    )
+
+
+def test_validation_images_of_another_size_are_named(tmp_path, capsys):
+    folder = photos(tmp_path, train=("cat", "dog"), valid=("cat",))
+    Image.new("RGB", (20, 17)).save(folder / "valid" / "cat" / "3.png")
+    with pytest.raises(SystemExit):
+        main(["check", "--data", str(folder)])
+    said = capsys.readouterr().err
+    assert f"cat{os.sep}3.png must have the size of most images, 20 x 16 pixels, got 20 x" in said
+
+
+def test_check_says_what_is_passed_over(tmp_path, capsys):
+    folder = photos(tmp_path, train=("cat", "dog"), valid=("cat", "dog"))
+    (folder / "train" / "cat" / "9.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    assert main(["check", "--data", str(folder)]) == 0
+    _, warning, last = capsys.readouterr().out.splitlines()
+    assert warning.startswith("warning: 1 images or links to folders in ")
+    assert last == "findings: 1, errors: 0"
+
+
+def test_an_image_that_may_not_be_read_is_named_with_the_others(tmp_path, capsys, monkeypatch):
+    folder = photos(tmp_path, train=("cat", "dog"), valid=("cat", "dog"))
+    (folder / "train" / "cat" / "1.png").unlink()
+    (folder / "train" / "cat" / "1.png").symlink_to("nowhere")
+    with pytest.raises(SystemExit):
+        main(["check", "--data", str(folder)])
+    path = folder / "train" / "cat" / "1.png"
+    assert capsys.readouterr().err == f"torchcls: error: {path}: No such file or directory\n"
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+@pytest.mark.parametrize("head", ["multiclass", "onehot", "binary"])
+def test_it_finds_no_fault_with_the_metrics_that_it_chose(here, capsys, command, head):
+    more = ["--epochs", "1"] if command == "train" else []
+    assert main([command, "--classes", "0,1", "--head", head, *more]) == 0
+    said = capsys.readouterr()
+    assert "metric" not in said.out.replace("metric-", "metric") + said.err
+    assert "note" not in said.out
+
+
+def test_notes_of_a_run_are_printed_and_not_python(here, capsys):
+    folder = photos(here / "photos", train=("cat", "dog"), valid=("cat", "dog"))
+    shutil.copy(folder / "train" / "cat" / "0.png", folder / "valid" / "cat" / "0.png")
+    assert main(["train", "--data", "photos", "--epochs", "1", "--out", "run"]) == 0
+    said = capsys.readouterr().out
+    assert "note: 1 of 8 validation samples stand among the training samples, too. [valid-" in said
+    assert "history.findings" not in said
+
+
+def test_as_a_process_its_warnings_are_lines_without_python(tmp_path):
+    folder = photos(tmp_path / "photos", train=("cat", "dog"))
+    shutil.copytree(folder / "train", folder / "valid")
+    command = [sys.executable, "-m", "torchcls", "train", "--data", "photos", "--epochs", "1"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert process.stderr.startswith("torchcls: warning: Training and validation hold the same")
+    assert process.stderr.count("\n") == 1

@@ -168,7 +168,8 @@ def test_links_are_followed_but_never_in_a_circle(pets, tmp_path):
     (pets / "cat" / "3.png").symlink_to(tmp_path / "elsewhere" / "5.png")
     (pets / "cat" / "around").symlink_to(pets, target_is_directory=True)
     expected = ["bird/5.png", "cat/1.png", "cat/2.png", "cat/3.png", "dog/1.png"]
-    dataset = image_folder(pets)
+    with pytest.warns(UserWarning, match=f"1 images or links to folders in {pets} are passed over"):
+        dataset = image_folder(pets)
     assert names(dataset, pets) == expected
     assert_image(dataset[3][0], scaled(GREY))
 
@@ -233,9 +234,132 @@ def test_a_class_may_be_called_like_a_split(tmp_path):
 def test_naming_classes_like_splits_says_that_they_are_classes(tmp_path):
     save(tmp_path / "train" / "1.png")
     save(tmp_path / "test" / "1.png")
-    with pytest.raises(ValueError, match="with the splits test, train"):
+    with pytest.raises(ValueError, match="got the splits test, train"):
         image_folder(tmp_path)
     assert image_folder(tmp_path, classes=("train", "test")).targets.tolist() == [0, 1]
+
+
+def split_into(root, train, valid):
+    for split, names_ in (("train", train), ("valid", valid)):
+        for name in names_:
+            save(root / split / name / "1.png")
+
+
+LOOK_ALIKE = [
+    ("Cat", "cat"),
+    ("caf\u00e9", "cafe\u0301"),
+    ("cat", "cat "),
+    ("stra\u00dfe", "STRASSE"),
+    ("big cat", "big  cat"),
+    ("big cat", "big\u00a0cat"),
+    ("1", "01"),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), LOOK_ALIKE)
+def test_one_class_under_two_names_is_refused(tmp_path, ours, theirs):
+    split_into(tmp_path, (ours, "dog"), (theirs, "dog"))
+    words = "Classes must not differ only in case, Unicode form, blanks or zeros in front"
+    for split in ("train", "valid"):
+        with pytest.raises(ValueError, match=words) as caught:
+            image_folder(tmp_path / split)
+        assert str(tmp_path / "train" / ours) in str(caught.value)
+        assert str(tmp_path / "valid" / theirs) in str(caught.value)
+
+
+@pytest.mark.parametrize(("one", "other"), LOOK_ALIKE)
+def test_where_a_split_has_both_they_are_two_classes_and_doubted(tmp_path, one, other):
+    split_into(tmp_path, (one, other), (one,))
+    with pytest.warns(UserWarning, match="name all classes if these are two") as caught:
+        classes = image_folder(tmp_path / "valid").classes
+    assert set(classes) == {one, other}
+    assert len(caught) == 1
+    assert image_folder(tmp_path / "train", classes=classes).targets.tolist() == [0, 1]  # silent
+
+
+def test_names_that_differ_in_more_are_left_alone(tmp_path):
+    split_into(tmp_path, ("cat", "cat2", "c-at", "0cat", "10", "1"), ("cat", "cats", "100"))
+    assert len(image_folder(tmp_path / "train").classes) == 8
+
+
+# --- what is passed over ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("2.heic", b"\0\0\0\x18ftypheic"),
+        ("2.AVIF", b"\0\0\0\x20ftypavif"),
+        ("2.jp2", b"\0\0\0\x0cjP  \r\n"),
+        ("2.jxl", b"\xff\x0a"),
+        ("2", b"\xff\xd8\xff\xe0"),
+        ("2.dng", b"II*\0"),
+    ],
+)
+def test_images_that_are_passed_over_are_counted_and_said(pets, name, start):
+    for folder in ("cat", "dog"):
+        (pets / folder / name).write_bytes(start + bytes(20))
+    words = f"2 images or links to folders in {pets} are passed over, such as {pets}"
+    with pytest.warns(UserWarning, match=re.escape(words)):
+        assert len(image_folder(pets)) == 3
+
+
+def test_images_beside_the_folders_of_classes_are_counted(pets):
+    save(pets / "stray.png")
+    with pytest.warns(UserWarning, match=f"1 images.*such as {pets / 'stray.png'}"):
+        assert len(image_folder(pets)) == 3
+
+
+def test_companions_of_images_are_passed_over_in_silence(pets):
+    for name in ("1.txt", "1.json", "LICENSE", "empty"):
+        (pets / "cat" / name).write_text("Box 1 2 3 4" if name != "empty" else "")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(pets / "cat" / "pipe")  # reading it would wait for ever
+    (pets / "dog.png").mkdir()  # a class with a strange name
+    save(pets / "dog.png" / "1.png")
+    assert len(image_folder(pets)) == 4
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "pnm", "dib"])
+def test_seldom_suffixes_of_formats_that_are_read_count(tmp_path, suffix):
+    format_ = {"jfif": "JPEG", "jpe": "JPEG", "pnm": "PPM", "dib": "BMP"}[suffix]
+    read_one(tmp_path, f"1.{suffix}", encode(COLOURS, format_))
+
+
+# --- folders that cannot be read ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", ["cat/below", "dog", "."])
+def test_a_folder_that_cannot_be_listed_is_an_error_that_names_it(pets, monkeypatch, closed):
+    save(pets / "cat" / "below" / "7.png")
+    closed, scandir, listdir = pets / closed, os.scandir, os.listdir
+
+    def refusing(of):
+        def listed(path):
+            if os.path.realpath(path) == os.path.realpath(closed):
+                raise PermissionError(13, "Permission denied", str(path))
+            return of(path)
+
+        return listed
+
+    monkeypatch.setattr(os, "scandir", refusing(scandir))
+    monkeypatch.setattr(os, "listdir", refusing(listdir))
+    with pytest.raises(PermissionError, match=re.escape(str(closed))):
+        image_folder(pets)
+
+
+def test_a_tilde_in_front_is_the_home_of_a_user_or_a_name(pets, monkeypatch):
+    monkeypatch.setenv("HOME", str(pets.parent))
+    assert len(image_folder(f"~/{pets.name}")) == 3
+    monkeypatch.chdir(pets.parent)
+    pets.rename("~nobody_of_this_name")
+    assert len(image_folder("~nobody_of_this_name")) == 3
+
+
+def test_a_class_behind_a_dead_link_is_no_class_that_vanishes(pets):
+    (pets / "eel").symlink_to(pets / "nowhere")
+    with pytest.raises(FileNotFoundError, match=f"{pets / 'eel'} must lead somewhere"):
+        image_folder(pets)
 
 
 # --- values ---------------------------------------------------------------------------------
@@ -421,14 +545,14 @@ def test_images_must_lie_in_folders(tmp_path):
     save(tmp_path / "cat1.png")
     save(tmp_path / "cat2.png")
     (tmp_path / "notes.txt").write_text("no image")
-    words = f"one folder per class with its images, got 2 images directly in {tmp_path}. Move"
+    words = "one folder per class with its images, got 2 images directly in it. Move"
     with pytest.raises(ValueError, match=re.escape(words)):
         image_folder(tmp_path)
 
 
 def test_root_must_hold_folders(tmp_path):
     (tmp_path / ".hidden").mkdir()
-    with pytest.raises(ValueError, match=re.escape(f"got {tmp_path} with no folder in it. Move")):
+    with pytest.raises(ValueError, match=re.escape("got no folder in it. Move")):
         image_folder(tmp_path, classes=("cat",))
 
 
@@ -447,7 +571,7 @@ def test_root_must_not_hold_splits(tmp_path, splits, classes, remedy):
         for name in (".DS_Store", "Thumbs.db"):
             (tmp_path / split / name).write_bytes(b"")
     words = (
-        f"root must hold one folder per class, got {tmp_path} with the splits "
+        f"{tmp_path} must hold one folder per class, got the splits "
         f"{', '.join(sorted(splits))}. Pass {tmp_path / remedy}."
     )
     with pytest.raises(ValueError, match=re.escape(words)):
@@ -458,7 +582,7 @@ def test_root_must_not_hold_splits(tmp_path, splits, classes, remedy):
 def test_every_class_must_have_an_image(pets, name):
     (pets / name).mkdir()
     (pets / name / "notes.txt").write_text("no image")
-    words = f"{pets / name} must hold at least one image, got none. Add images or delete the folder"
+    words = f"{pets / name} must hold at least one image, got none but 1 files like notes.txt. Add"
     with pytest.raises(ValueError, match=re.escape(words)):
         image_folder(pets)
 
@@ -593,7 +717,7 @@ def test_depths_that_pillow_would_change_are_refused(tmp_path, content, words):
 @pytest.mark.parametrize("file_format", ["JPEG", "TIFF"])
 def test_cmyk_is_refused_with_the_way_to_convert_it(tmp_path, file_format):
     save(tmp_path / "cat" / "1.png", Image.new("CMYK", (3, 2)), format=file_format)
-    words = f'{LAW} 8-bit CMYK. Convert it, like Image.open(path).convert("RGB").'
+    words = f"{LAW} 8-bit CMYK. Store it as RGB."
     assert_refused(tmp_path, (tmp_path / "cat" / "1.png").read_bytes(), words)
 
 
@@ -623,8 +747,8 @@ def test_an_animation_is_refused(tmp_path, file_format):
 @pytest.mark.parametrize(
     ("first", "second", "words"),
     [
-        (GREY, ALPHA, ("1 channel (8-bit grey)", "4 channels (8-bit RGBA)", 'convert("L").')),
-        (COLOURS, GREY, ("3 channels (8-bit RGB)", "1 channel (8-bit grey)", 'convert("RGB").')),
+        (GREY, ALPHA, ("1 channel (8-bit grey)", "4 channels (8-bit RGBA)", "as RGBA.")),
+        (COLOURS, GREY, ("3 channels (8-bit RGB)", "1 channel (8-bit grey)", "as RGB.")),
         (GREY, DEEP, ("1 channel (8-bit grey)", "1 channel (16-bit grey)", "number of bits.")),
     ],
 )

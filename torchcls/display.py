@@ -1,12 +1,58 @@
 """What a run shows: a bar and a table in a terminal, the plain table in a pipe, or nothing."""
 
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torchcls.batches import num_batches
 from torchcls.history import Record, header, row
 from torchcls.run import Rest
+
+
+class Output:
+    """Standard output as a run writes to it: no failure of it ends the run.
+
+    What it cannot encode is escaped. From the first error on (a pipe whose reader has left, a full
+    disk, a closed stream) nothing more is written.
+    """
+
+    def __init__(self) -> None:
+        self._is_lost = False
+
+    def write(self, text: str) -> None:
+        """Write text at once, or nothing."""
+        if self._is_lost:
+            return
+        try:
+            print(encodable(text), end="", flush=True)
+        except Exception:  # a stream that somebody put in the place of stdout may raise anything
+            self._is_lost = True
+
+    def say(self, line: str) -> None:
+        """Write a line."""
+        self.write(f"{line}\n")
+
+    def flush(self) -> None:
+        """Nothing is left to be flushed."""
+
+    def isatty(self) -> bool:
+        """Whether this is a terminal; streams in place of stdout need not know."""
+        try:
+            return bool(sys.stdout.isatty())
+        except Exception:  # None in a windowed program, closed, or without such a method
+            return False
+
+    @property
+    def encoding(self) -> str:
+        """Says to tqdm which blocks a bar may be made of."""
+        return getattr(sys.stdout, "encoding", None) or "utf-8"
+
+
+def encodable(text: str) -> str:
+    """The text with escapes in place of what standard output cannot encode."""
+    encoding = Output().encoding
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class Display:
@@ -17,18 +63,26 @@ class Display:
             on and off.
         epochs: Epochs of the run.
         steps: Batches of an epoch; None where nobody knows.
+        findings: The findings of the run, a list that grows with it.
     """
 
-    def __init__(self, progress: bool | None, epochs: int, steps: int | None) -> None:
+    def __init__(
+        self,
+        progress: bool | None,
+        epochs: int,
+        steps: int | None,
+        findings: Sequence[Any] = (),
+    ) -> None:
+        self._output = Output()
         self._has_table = progress is not False
-        is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None in a windowed program
-        self._has_bar = is_terminal if progress is None else progress
-        self._epochs, self._steps = epochs, steps
+        self._has_bar = self._output.isatty() if progress is None else progress
+        self._epochs, self._steps, self._findings = epochs, steps, findings
         self._bar: Any = None
         self._header: str | None = None
 
     def shown(self, rests: Callable[[], Iterator[Rest]]) -> Iterator[Rest]:
         """Hand on the rests: a bar moves with the steps of an epoch, its record is a line."""
+        at = None
         try:
             for at in rests():
                 if at.record is not None:
@@ -43,6 +97,9 @@ class Display:
                 yield at
         finally:
             self._close()
+        notes = sum(finding.severity == "note" for finding in self._findings)
+        if notes and at is not None:
+            self.say(f"{notes} note{'s' if notes > 1 else ''}: history.findings")
 
     def validating(self, batches: Iterable[Any], epoch: int) -> Iterable[Any]:
         """Hand on the validation batches, behind a bar of their own."""
@@ -63,7 +120,9 @@ class Display:
     def _open(self, description: str, total: int | None) -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(desc=description, total=total, leave=False, file=sys.stdout)
+        # tqdm asks for the width of sys.stdout alone, and shows nothing where it is not known.
+        width = shutil.get_terminal_size().columns - 1
+        self._bar = tqdm(desc=description, total=total, leave=False, ncols=width, file=self._output)
 
     def _move(self, steps: int) -> None:
         self._bar.update(steps)
@@ -76,7 +135,7 @@ class Display:
     def say(self, line: str) -> None:
         """Print a line above the table."""
         if self._has_table:
-            print(line, flush=True)
+            self._output.say(line)
 
     def show(self, record: Record) -> None:
         """Add a line to the table."""

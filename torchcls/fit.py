@@ -244,7 +244,7 @@ def _assembled(chosen: Any) -> Run:
     if not is_auto:
         pieces, of_valid = Pieces(model, size, forward=forward), Pieces(model, forward=forward)
 
-    display = Display(chosen.progress, chosen.epochs, steps)
+    display = Display(chosen.progress, chosen.epochs, steps, look.findings)
 
     def opened(epoch: int) -> Any:
         set_epoch(train, epoch)

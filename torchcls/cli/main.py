@@ -4,33 +4,45 @@ import argparse
 import dataclasses
 import io
 import itertools
+import math
 import os
+import re
 import shlex
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 import torchcls as tc
-from torchcls.cli.task import HEADS, Task, task_of
+from torchcls.cli.task import HEADS, Task, task_of, told
+from torchcls.display import Output, encodable
 from torchcls.history import replacing
 from torchcls.looking.curves import curves
+
+_STATES = ("last.pt", "epoch.pt", "best.pt")
+_RESULTS = ("weights.pt", "history.csv", "history.json", "predictions.csv", "curves.png")
+# The two metrics of --head onehot are this command's choice, and no mistake of who calls it.
+_CHOSEN = ("metric-of-another-row",)
 
 
 def console() -> NoReturn:
     """Run the command and leave with its exit status."""
+    warnings.formatwarning = lambda message, *_, **__: f"torchcls: warning: {message}\n"
+    status = 141  # as of a program that SIGPIPE ends
     try:
         status = main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the pipe has left; nothing more can be said to it
+        print(end="", flush=True)
+    except KeyboardInterrupt:  # before there is a run that could be kept
+        status = 130
+    except OSError:  # the reader of the pipe has left, say: nothing more can be written to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
     sys.exit(status)
 
 
@@ -51,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except BrokenPipeError:  # an OSError too, but no bad input
         raise
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"torchcls: error: {error}\n")
+    except (OSError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
+        # What --out names is the argument checkpoint of a run.
+        message = re.sub("^checkpoint must", "--out must", told(error))
+        parser.exit(2, f"torchcls: error: {message}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
     _add_task(train)
     add = train.add_argument
-    add("--epochs", type=_positive, default=10, help="passes over the training images")
-    add("--lr", type=float, default=1e-3, help="learning rate")
+    add("--epochs", type=_count, default=10, help="passes over the training images")
+    add("--lr", type=_rate, default=1e-3, help="learning rate")
     add("--device", help="cpu, cuda, cuda:1, ... (default: the accelerator that is there)")
     add("--out", metavar="FOLDER", help="where to write (default: the first free torchcls-out)")
     add(
@@ -111,15 +125,26 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
         default="multiclass",
         help="class ids, one-hot rows, or one sigmoid for two classes",
     )
-    add("--batch-size", type=_positive, default=128, help="images in a step")
-    add("--seed", type=int, default=0, help="of the weights, the order and the drawn digits")
+    add("--batch-size", type=_count, default=128, help="images in a step")
+    add("--seed", type=_seed, default=0, help="of the weights, the order and the drawn digits")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+def _number(
+    read: Callable[[str], Any], least: float, most: float, law: str
+) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        with suppress(ValueError):
+            if least <= read(text) <= most:
+                return read(text)
+        raise argparse.ArgumentTypeError(f"must be {law}, got {text}")
+
     return number
+
+
+_count = _number(int, 1, math.inf, "a whole number of at least 1")
+_rate = _number(float, math.ulp(0), sys.float_info.max, "a number above 0")
+# Drawn digits take two seeds for each, and torch has 64 bits for one.
+_seed = _number(int, 0, 2**63 - 1, "a whole number from 0 to 2^63 - 1")
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -131,8 +156,8 @@ class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
 
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
-    if not all(names):
-        raise argparse.ArgumentTypeError(f"must be names like 0,1,2, got {text!r}")
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"must be distinct names like 0,1,2, got {text}")
     return names
 
 
@@ -141,37 +166,36 @@ def _train(options: argparse.Namespace) -> int:
     task = task_of(options.data, options.classes, options.head, options.seed)
     torch.manual_seed(options.seed)
     model = task.model()
-    valid = task.batches(task.valid, 1000)
     out = _out_folder(options.out, resume=bool(options.resume))
-    print(f"{_described(task)}, {options.head} head, on {device}", flush=True)
+    say = Output().say  # a pipe whose reader leaves, or a full disk, must not end the run
+    say(f"{_described(task)}, {options.head} head, on {device}")
     run = tc.epochs(
         model,
         task.batches(task.train, options.batch_size, shuffle=True, seed=options.seed),
-        valid,
+        task.batches(task.valid, 1000),
         loss_fn=task.head.loss_fn,
         epochs=options.epochs,
         metrics=task.head.metrics,
         lr=options.lr,
         device=device,
+        ignore=_CHOSEN,
         checkpoint=out,
         resume=bool(options.resume),
     )
-    stopped = _train_until_stopped(run)
+    stopped = _train_until_stopped(run, options.epochs)
     if stopped:
         epoch, step, _ = run.position
         inside = f" and {step} steps" if step else ""
         name = "Ctrl-C" if stopped == signal.SIGINT else "SIGTERM"
-        print(f"stopped by {name} after {epoch} of {options.epochs} epochs{inside}")
-        print(f"go on with: {_again(options, out)}", flush=True)
+        say(f"stopped by {name} after {epoch} of {options.epochs} epochs{inside}")
+        say(f"go on with: {_again(options, out)}")
+    for finding in run.history.findings:
+        if finding.severity == "note":  # the others have been warnings
+            say(f"note: {finding}")
     if run.history:
-        predictions = tc.predict(model, valid, loss_fn=task.head.loss_fn)
-        # The class ids again in place of what the loss was given: rows of 0 and 1, say.
-        predictions = dataclasses.replace(predictions, targets=task.valid[1])
-        with replacing(out / "predictions.csv") as new:
-            predictions.to_csv(new, classes=task.classes)
-        written = ["predictions.csv", *_write(run.history, model, out)]
+        written = _write(run.history, model, task, out)
         metric = next(iter(task.head.metrics))
-        print(
+        say(
             f"reached {metric} {run.history[-1][metric]:.4f}, valid_loss "
             f"{run.history[-1].valid_loss:.4f} after {len(run.history)} epochs; "
             f"wrote {', '.join(written)} to {out}{os.sep}"
@@ -179,7 +203,7 @@ def _train(options: argparse.Namespace) -> int:
     return 128 + stopped if stopped else 0
 
 
-def _train_until_stopped(run: tc.Run) -> int:
+def _train_until_stopped(run: tc.Run, epochs: int) -> int:
     """Train to the end, or to the first whole step after Ctrl-C or SIGTERM; returns the signal.
 
     A second signal does not wait for the end of the step: the run goes back to its last state.
@@ -196,8 +220,9 @@ def _train_until_stopped(run: tc.Run) -> int:
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         for _ in run.steps():
-            if came:
-                break  # which writes the state
+            # Leaving writes the state; at the end it spares the display its advice in Python.
+            if came or run.position[0] == epochs:
+                break
     except KeyboardInterrupt:
         came = came or [signal.SIGINT]
     finally:
@@ -219,8 +244,10 @@ def _described(task: Task) -> str:
 
 
 def _check(options: argparse.Namespace) -> int:
-    task = task_of(options.data, options.classes, options.head, options.seed)
-    print(f"{_described(task)}, {options.head} head")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        task = task_of(options.data, options.classes, options.head, options.seed)
+    lines = [f"warning: {warning.message}" for warning in warned]
     torch.manual_seed(options.seed)
     model = task.model()
     train = task.batches(task.train, options.batch_size, shuffle=True, seed=options.seed)
@@ -239,48 +266,59 @@ def _check(options: argparse.Namespace) -> int:
         *run.history.findings,  # of the data as a whole
         *tc.check(model, next(iter(train)), task.head.loss_fn, task.head.metrics, run.optimizer),
     ]
-    for finding in found:
-        print(f"{finding.severity}: {finding}")
+    found = [finding for finding in found if finding.code not in _CHOSEN]
+    lines += [f"{finding.severity}: {finding}" for finding in found]
     errors = sum(finding.severity == "error" for finding in found)
-    print(f"findings: {len(found)}, errors: {errors}" if found else "nothing found to be wrong")
+    last = f"findings: {len(lines)}, errors: {errors}" if lines else "nothing found to be wrong"
+    lines = [f"{_described(task)}, {options.head} head", *lines, last]
+    print(encodable("\n".join(lines)), flush=True)
     return 1 if errors else 0
 
 
 def _out_folder(wanted: str | None, *, resume: bool) -> Path:
     """The folder to write to, which the run makes when all is checked."""
-    if resume:
-        states = ("last.pt", "epoch.pt")  # the second where only the first was lost
-        if wanted is None or not any(Path(wanted, name).exists() for name in states):
-            raise FileNotFoundError(
-                "--out must name the folder of the run that --resume goes on with, got "
-                + (f"{wanted} without a last.pt." if wanted else "none.")
-            )
-        return Path(wanted)
-    if wanted is None:
+    if wanted is None and not resume:
         names = itertools.chain(
             ["torchcls-out"], (f"torchcls-out-{number}" for number in itertools.count(2))
         )
-        return next(Path(name) for name in names if not Path(name).exists())
-    earlier = [name for name in ("history.csv", "last.pt") if Path(wanted, name).exists()]
-    if earlier:
-        raise FileExistsError(
-            f"--out must not hold an earlier run, got {wanted} with a {earlier[0]}. "
-            "Choose another folder, or go on with that run by --resume."
+        return next(Path(name) for name in names if not os.path.lexists(name))
+    out = Path(os.path.expanduser(wanted or ""))
+    if os.path.lexists(out) and not out.is_dir():
+        raise FileExistsError(f"--out must be a folder, got the file {out}.")
+    there = [name for name in (*_STATES, *_RESULTS) if os.path.lexists(out / name)]
+    is_run = wanted is not None and not {"last.pt", "epoch.pt"}.isdisjoint(there)
+    if resume and not is_run:
+        raise FileNotFoundError(
+            "--out must name the folder of the run that --resume goes on with, got "
+            + (f"{wanted} without a last.pt." if wanted else "none.")
         )
-    return Path(wanted)
+    odd = [name for name in there if not (out / name).is_file()]
+    if odd and resume:
+        raise FileExistsError(f"{out / odd[0]} must be a file, got something else. Move it away.")
+    if there and not resume:
+        raise FileExistsError(
+            f"--out must not hold what would be written over, got {out} with {', '.join(there)}. "
+            f"Choose another folder{', or go on with that run by --resume' if is_run else ''}."
+        )
+    return out
 
 
-def _write(history: tc.History, model: nn.Module, out: Path) -> list[str]:
-    history.to_csv(out / "history.csv")
-    history.to_json(out / "history.json")
+def _write(history: tc.History, model: nn.Module, task: Task, out: Path) -> Sequence[str]:
+    """Write the results, those first that nothing else could give again."""
     weights = io.BytesIO()  # in a file, torch.save would write the name of it
     torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, weights)
     with replacing(out / "weights.pt") as new:
         new.write_bytes(weights.getbuffer())
-    written = ["history.csv", "history.json", "weights.pt"]
+    history.to_csv(out / "history.csv")
+    history.to_json(out / "history.json")
+    predictions = tc.predict(model, task.batches(task.valid, 1000), loss_fn=task.head.loss_fn)
+    # The class ids again in place of what the loss was given: rows of 0 and 1, say.
+    predictions = dataclasses.replace(predictions, targets=task.valid[1])
+    with replacing(out / "predictions.csv") as new:
+        predictions.to_csv(new, classes=task.classes)
     try:
         with replacing(out / "curves.png") as new:
             curves(history, new)
     except ImportError:  # matplotlib is an extra
-        return written
-    return [*written, "curves.png"]
+        return _RESULTS[:-1]
+    return _RESULTS

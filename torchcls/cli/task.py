@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 import torchcls as tc
-from torchcls.data.png import begins_with_a_digit
+from torchcls.data.folder import ImageFolder, Kind, alike, images_of, read_image
+from torchcls.data.png import begins_with_a_digit, find_png_folders
 
 Split = tuple[Tensor, Tensor]
 
@@ -93,8 +95,7 @@ class Task:
         height, width = ((side - 4) // 2 for side in sides)  # behind convolution and pooling
         if min(height, width) < 1:
             raise ValueError(
-                "images must have at least 6 x 6 pixels for this network, "
-                f"got {sides[0]} x {sides[1]}."
+                f"images must have at least 6 x 6 pixels for this network, got {_pixels(sides)}."
             )
         return nn.Sequential(
             nn.Conv2d(channels, 16, 5),
@@ -119,9 +120,12 @@ def task_of(data: str, classes: tuple[str, ...] | None, head: str, seed: int) ->
         ValueError: If the data or the classes are not what they must be.
     """
     if data not in ("drawn", "mnist"):
-        folders = _split_folders(Path(data))
+        root = Path(os.path.expanduser(data))
+        folders = _split_folders(root)
         wanted = classes or tuple(map(str, _digits(None, head)))
-        if folders is not None and not _is_mnist(*folders, wanted):
+        if folders is None:
+            _check_mnist(root, wanted)
+        elif not _is_mnist(*folders, wanted):
             return _of_images(data, *folders, classes, head)
     digits = _digits(classes, head)
     if data == "drawn":
@@ -135,11 +139,18 @@ def task_of(data: str, classes: tuple[str, ...] | None, head: str, seed: int) ->
     return Task(f"{data} digits {', '.join(names)}", names, train, valid, HEADS[head])
 
 
+def told(error: BaseException) -> str:
+    """What went wrong, without the number and the quotes that Python puts around it."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error) or type(error).__name__
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
 def _digits(classes: tuple[str, ...] | None, head: str) -> tuple[int, ...]:
     if classes is None:
         return (0, 1) if head == "binary" else tuple(range(10))
-    if not all(name.isdecimal() for name in classes):
-        raise ValueError(f"--classes must be digits like 0,1,2, got {','.join(classes)!r}.")
+    if not set(classes) <= set("0123456789"):
+        raise ValueError(f"--classes must be digits like 0,1,2, got {','.join(classes)}.")
     _check_number(classes, head)
     return tuple(map(int, classes))
 
@@ -162,7 +173,13 @@ _VALID = ("valid", "val", "validation", "dev", "test", "testing")
 
 def _split_folders(root: Path) -> tuple[Path, Path] | None:
     """The folders of two splits, in capitals or not; None where there are no two."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if not root.exists():
+        raise FileNotFoundError(
+            f"--data must be drawn, mnist or a folder, got {root}, which is not there."
+        )
+    if not root.is_dir():
+        raise ValueError(f"--data must be a folder, got the file {root}. Unpack it if packed.")
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
     there = {path.name.lower(): path for path in folders}
     train, valid = (
         next((there[name] for name in names if name in there), None) for names in (_TRAIN, _VALID)
@@ -179,40 +196,72 @@ def _is_mnist(train: Path, valid: Path, wanted: tuple[str, ...]) -> bool:
     )
 
 
-def _of_images(
-    data: str, train: Path, valid: Path, classes: tuple[str, ...] | None, head: str
-) -> Task:
-    training = tc.image_folder(train, classes=classes)
-    validation = tc.image_folder(valid, classes=training.classes)
-    names = training.classes
-    _check_number(names, head)
-    return Task(
-        f"{data} classes {', '.join(names)}", names, _read(training), _read(validation), HEADS[head]
+def _check_mnist(root: Path, wanted: tuple[str, ...]) -> None:
+    """Refuse a folder without two splits of images that has nothing of MNIST in it, either."""
+    below = find_png_folders(root)
+    files = [*root.glob("*-ubyte*"), *root.glob("MNIST/raw/*-ubyte*")]
+    if files or (below and _is_mnist(*below, wanted)):
+        return
+    names = sorted(path.name for path in root.iterdir() if path.name[0] != ".")
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    raise ValueError(
+        "--data must be a folder with MNIST (four IDX files, or PNG folders), or with the images "
+        f"of each class in train and in valid or test, as in {root / 'train' / 'cat' / '1.png'}, "
+        f"got {root} with {', '.join(names[:5]) or 'nothing in it'}{more}."
+        + (f" Name {below[0].parent} if you mean that." if below else "")
     )
 
 
-def _read(images: Dataset[Any]) -> Split:
-    """All images of a folder; every one that cannot be read or has another size is named."""
-    pixels: list[Tensor] = []
-    ids: list[int] = []
-    faults: list[str] = []
-    n = len(images)  # type: ignore[arg-type]
-    for i in range(n):
-        try:
-            image, target = images[i]
-        except ValueError as fault:
-            faults.append(str(fault))
-            continue
-        if pixels and image.shape != pixels[0].shape:
-            path = images.paths[i]  # type: ignore[attr-defined]
-            faults.append(
-                f"{path} must have the size of the first image, {tuple(pixels[0].shape[1:])}, got "
-                f"{tuple(image.shape[1:])}. Resize all images alike."
+def _of_images(
+    data: str, train: Path, valid: Path, classes: tuple[str, ...] | None, head: str
+) -> Task:
+    if classes is None:
+        training = tc.image_folder(train)
+        validation = tc.image_folder(valid, classes=training.classes)
+    else:
+        there = sorted(path.name for path in train.iterdir() if path.is_dir())
+        missing = [name for name in classes if name not in there]
+        if missing:
+            raise ValueError(
+                f"--classes must name folders in {train}, got {missing[0]}. "
+                f"There are {', '.join(there)}."
             )
-            continue
-        pixels.append(image)
-        ids.append(target)
+        training, validation = images_of(train, classes), images_of(valid, classes)
+    _check_number(training.classes, head)
+    # A name that is no UTF-8 could not be written to a file.
+    names = tuple(name.encode("utf-8", "backslashreplace").decode() for name in training.classes)
+    train_split, valid_split = _read(training, validation)
+    name = f"{data} classes {', '.join(names)}"
+    return Task(name, names, train_split, valid_split, HEADS[head])
+
+
+def _pixels(sides: Sequence[int]) -> str:
+    height, width = sides
+    return f"{width} x {height}"
+
+
+def _read(*splits: ImageFolder) -> list[Split]:
+    """All images; every one that cannot be read, or is unlike most of them, is named."""
+    found: list[tuple[Path, Tensor, Kind]] = []
+    faults: list[str] = []
+    for path in (path for images in splits for path in images.paths):
+        try:
+            found.append((path, *read_image(path)))
+        except (OSError, ValueError) as fault:
+            faults.append(told(fault))
+    kinds = Counter(kind for *_, kind in found).most_common(1)
+    sizes = Counter(image.shape[1:] for _, image, _ in found).most_common(1)
+    for path, image, kind in found:
+        if kind != kinds[0][0]:
+            law = f"{path} must have {kinds[0][0]} like most images"
+            faults.append(f"{law}, got {kind}. {alike(kind, kinds[0][0])}")
+        elif image.shape[1:] != sizes[0][0]:
+            law = f"{path} must have the size of most images, {_pixels(sizes[0][0])} pixels"
+            faults.append(f"{law}, got {_pixels(image.shape[1:])}. Resize all images alike.")
     if faults:
         more = f"\n... and {len(faults) - 10} more" if len(faults) > 10 else ""
         raise ValueError("\n".join(faults[:10]) + more)
-    return torch.stack(pixels), torch.tensor(ids)
+    pixels = iter([image for _, image, _ in found])
+    return [
+        (torch.stack([next(pixels) for _ in images.paths]), images.targets) for images in splits
+    ]

@@ -4,10 +4,12 @@ import io
 import operator
 import os
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
 import numpy as np
 import torch
@@ -16,16 +18,19 @@ from torch.utils.data import Dataset
 
 from torchcls.data.idx import quote_start
 from torchcls.data.png import by_number
+from torchcls.warn import warn
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-_SUFFIXES = frozenset(
-    [".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm"]
+_SUFFIXES = (
+    *(".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
+    *(".ppm", ".tif", ".tiff", ".webp"),
 )
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _STARTS = re.compile(
     rb"\x89PNG|\xff\xd8\xff|BM|GIF8|II\*\0|MM\0\*|RIFF....WEBP|P[1-6]\s", flags=re.DOTALL
+)
+# Of images that are not read: HEIF, AVIF, JPEG 2000, JPEG XL, Photoshop.
+_OTHER_STARTS = re.compile(
+    rb"....ftyp(?:hei|avi|mif|msf)|\0\0\0\x0c(?:jP|JXL) |\xff\x0a|8BPS", flags=re.DOTALL
 )
 # What is written before the pixels of a PPM or PGM: P6, width, height and the largest value, with
 # comments between; the group holds the last number.
@@ -38,7 +43,9 @@ _SPLITS = frozenset(
 _COLOURS = {"L": "grey", "LA": "grey with alpha", "RGB": "RGB", "RGBA": "RGBA"}
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
+    """What images must have in common to be read together."""
+
     mode: str  # a letter for each channel
     bits: int
 
@@ -65,16 +72,13 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     Raises:
         ValueError: On reading, if a file holds no whole image, more than one, one of a kind that
             cannot be read without loss, or one of another kind than image 0.
-
-    Example:
-        See ``image_folder``.
     """
 
     def __init__(self, paths: list[Path], targets: Tensor, classes: tuple[str, ...]) -> None:
         self.paths = paths
         self.targets = targets
         self.classes = classes
-        self._kind: _Kind | None = None
+        self._kind: Kind | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -83,17 +87,21 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         row = operator.index(index)
         path = self.paths[row]
         if self._kind is None:
-            self._kind = _read_image(self.paths[0])[1]
-        image, kind = _read_image(path)
+            self._kind = read_image(self.paths[0])[1]
+        image, kind = read_image(path)
         if kind != self._kind:
-            remedy = "Store all images with the same number of bits."
-            if kind.bits == self._kind.bits:
-                remedy = f'Convert it, like Image.open(path).convert("{self._kind.mode}").'
             raise ValueError(
                 f"{path} must have {self._kind} like the first image, {self.paths[0]}, "
-                f"got {kind}. {remedy}"
+                f"got {kind}. {alike(kind, self._kind)}"
             )
         return image, int(self.targets[row])
+
+
+def alike(one: Kind, other: Kind) -> str:
+    """How images of two kinds become images of one: the poorer ones change."""
+    if one.bits != other.bits:
+        return "Store all images with the same number of bits."
+    return f"Store all images as {_COLOURS[max(one.mode, other.mode, key=len)]}."
 
 
 def image_folder(
@@ -105,10 +113,13 @@ def image_folder(
     by class and by path within a class, numbers by value: 2.png comes before 10.png. Files
     without the suffix of an image, hidden files and folders, ``Thumbs.db``, ``desktop.ini`` and
     ``__MACOSX`` are passed over; links to folders are followed for the folder of a class only.
+    A warning counts links to folders and what looks like an image but is passed over.
 
     Every split gets the same ids: where ``root`` has the name of a split (train, training, valid,
     val, validation, test, testing, dev, eval), the classes are those of all such folders beside
-    it, too, so a class that one split lacks does not shift the others.
+    it, too, so a class that one split lacks does not shift the others. Names that differ only in
+    case, Unicode form, blanks or zeros in front are hardly two classes: an error where no split has
+    both, else a warning; ``classes`` says that they are.
 
     Images are read for what they are: grey gives one channel, RGB three, an alpha channel one
     more. 1-bit images give 0 and 1, palettes give RGB, or RGBA where they hold transparency,
@@ -127,10 +138,11 @@ def image_folder(
 
     Raises:
         TypeError: If ``classes`` is no sequence of names.
-        FileNotFoundError: If ``root`` is not there.
+        OSError: If ``root`` is not there, a folder cannot be listed, or a link leads nowhere.
         ValueError: If ``root`` is a file, holds no folders or splits instead of classes, a folder
-            holds no image or is none of ``classes``, or ``classes`` are none or not distinct. What
-            is wrong with an image is found when it is read; see ``ImageFolder``.
+            holds no image or is none of ``classes``, ``classes`` are none or not distinct, or one
+            class seems to have two names. What is wrong with an image is found when it is read; see
+            ``ImageFolder``.
 
     Example:
         >>> import tempfile  # write an all-white cat and an all-black dog of 3 x 2 pixels
@@ -155,23 +167,56 @@ def image_folder(
         >>> train = DataLoader(dataset, batch_size=64, shuffle=True)
     """
     names = None if classes is None else _check_classes(classes)
-    folder = Path(root).expanduser()
+    folder = Path(os.path.expanduser(root))
     if not folder.exists():
         raise FileNotFoundError(
             f"root must be a folder with one folder per class, got {folder}, which is not there."
         )
     if not folder.is_dir():
         raise ValueError(f"root must be a folder, got the file {folder}. Unpack it if packed.")
-    class_folders = {path.name: path for path in _list_folders(folder)}
-    _check_class_folders(folder, class_folders, names)
+    _check_class_folders(folder, {path.name: path for path in _list_folders(folder)}, names)
     if names is None:
-        names = _sort_classes({path.name for split in _splits(folder) for path in split})
-    paths, targets = [], []
+        splits = _splits(folder)
+        _check_names(splits)
+        names = _sort_classes({path.name for split in splits for path in split})
+    return images_of(folder, names)
+
+
+def images_of(root: Path, names: tuple[str, ...]) -> ImageFolder:
+    """The images of some classes, which need not be there; other folders are left alone."""
+    folders = {path.name: path for path in _list_folders(root)}
+    paths: list[Path] = []
+    targets: list[int] = []
+    passed_over = [path for path in root.iterdir() if _is_image(path) and path.is_file()]
     for target, name in enumerate(names):
-        found = _list_images(class_folders[name]) if name in class_folders else []
+        found, others = _list_images(folders[name]) if name in folders else ([], [])
         paths += found
         targets += [target] * len(found)
+        passed_over += others
+    _tell(root, passed_over)
     return ImageFolder(paths, torch.tensor(targets), names)
+
+
+def _tell(root: Path, passed_over: list[Path]) -> None:
+    """Warn of links to folders and of what may be an image, as one file of each suffix shows."""
+    kinds = [(path.is_dir(), path.suffix.lower()) for path in passed_over]
+    counts = {kind: _may_count(path) for kind, path in zip(kinds, passed_over, strict=True)}
+    missed = [path for kind, path in zip(kinds, passed_over, strict=True) if counts[kind]]
+    if missed:
+        warn(
+            f"{len(missed)} images or links to folders in {root} are passed over, such as "
+            f"{missed[0]}. An image must lie in the folder of its class, not behind a link, with a "
+            f"name that ends in {', '.join(_SUFFIXES)}."
+        )
+
+
+def _may_count(path: Path) -> bool:
+    if not path.is_file():
+        return path.is_dir()
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(16)
+        return bool(_STARTS.match(start) or _OTHER_STARTS.match(start))
+    return False
 
 
 def _check_classes(classes: Iterable[str]) -> tuple[str, ...]:
@@ -195,16 +240,16 @@ def _check_class_folders(
 ) -> None:
     if not folders:
         images = sum(map(_is_image, root.iterdir()))
-        there = f"{images} images directly in {root}" if images else f"{root} with no folder in it"
+        there = f"{images} images directly in it" if images else "no folder in it"
         raise ValueError(
-            f"root must hold one folder per class with its images, got {there}. "
+            f"{root} must hold one folder per class with its images, got {there}. "
             "Move the images of each class into a folder with its name."
         )
     strange = [name for name in sorted(folders) if name not in (classes or folders)]
     if (strange or classes is None) and _holds_splits(folders):
         training = [path for name, path in folders.items() if name.lower().startswith("train")]
         raise ValueError(
-            f"root must hold one folder per class, got {root} with the splits "
+            f"{root} must hold one folder per class, got the splits "
             f"{', '.join(sorted(folders))}. Pass {(training or sorted(folders.values()))[0]}."
         )
     if strange:
@@ -231,8 +276,25 @@ def _splits(root: Path) -> list[list[Path]]:
     here = Path(os.path.abspath(root))  # so that "." has a name, and a link keeps its own
     if here.name.lower() not in _SPLITS:
         return [_list_folders(root)]
-    beside = [path for path in _list_folders(here.parent) if path.name.lower() in _SPLITS]
-    return [_list_folders(path) for path in beside]
+    beside = [path for path in here.parent.iterdir() if path.name.lower() in _SPLITS]
+    return [_list_folders(path) for path in beside if path.is_dir()]
+
+
+def _check_names(splits: list[list[Path]]) -> None:
+    """Find one class under two names: wherever a split has one of them alone, its ids are wrong."""
+    spoken: dict[str, Path] = {}
+    for path in {path.name: path for split in splits for path in sorted(split)}.values():
+        name = " ".join(unicodedata.normalize("NFKC", path.name).casefold().split())
+        other = spoken.setdefault(str(int(name)) if name.isdecimal() else name, path)
+        if path is other:
+            continue
+        message = (
+            "Classes must not differ only in case, Unicode form, blanks or zeros in front of their "
+            f"names, got {other} and {path}. Rename one, or name all classes if these are two."
+        )
+        if not any({path.name, other.name} <= {p.name for p in split} for split in splits):
+            raise ValueError(message)
+        warn(message)
 
 
 def _sort_classes(names: Iterable[str]) -> tuple[str, ...]:
@@ -251,17 +313,26 @@ def _is_image(path: Path) -> bool:
 
 
 def _list_folders(root: Path) -> list[Path]:
-    return [path for path in root.iterdir() if _is_seen(path) and path.is_dir()]
+    paths = [path for path in root.iterdir() if _is_seen(path)]
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise FileNotFoundError(f"{path} must lead somewhere, got a dead link. Delete it.")
+    return [path for path in paths if path.is_dir()]
 
 
-def _list_images(class_folder: Path) -> list[Path]:
-    paths = []
-    for folder, folders, files in os.walk(class_folder):
+def _list_images(class_folder: Path) -> tuple[list[Path], list[Path]]:
+    """The images of a class in order, and what is passed over: other files, links to folders."""
+    paths: list[Path] = []
+    passed_over: list[Path] = []
+    for folder, folders, files in os.walk(class_folder, onerror=_raise):
         folders[:] = [name for name in folders if _is_seen(Path(name))]
-        paths += [path for path in (Path(folder, name) for name in files) if _is_image(path)]
+        passed_over += [path for name in folders if (path := Path(folder, name)).is_symlink()]
+        for path in (Path(folder, name) for name in files if _is_seen(Path(name))):
+            (paths if _is_image(path) else passed_over).append(path)
     if not paths:
+        others = f" but {len(passed_over)} files like {passed_over[0].name}" if passed_over else ""
         raise ValueError(
-            f"{class_folder} must hold at least one image, got none. "
+            f"{class_folder} must hold at least one image, got none{others}. "
             "Add images or delete the folder."
         )
 
@@ -270,10 +341,14 @@ def _list_images(class_folder: Path) -> list[Path]:
         # With a suffix to drop, or v1.10 would be sorted as v1.
         return [by_number(Path(f"{part}.folder")) for part in folders] + [by_number(Path(name))]
 
-    return sorted(paths, key=folder_by_folder)
+    return sorted(paths, key=folder_by_folder), passed_over
 
 
-def _read_image(path: Path) -> tuple[Tensor, _Kind]:
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def read_image(path: Path) -> tuple[Tensor, Kind]:
     """The image, float32 (C, H, W) in [0, 1], and its kind; 1-bit images count as 8-bit."""
     image, bits = _decode(path, path.read_bytes())
     mode = image.mode
@@ -284,15 +359,15 @@ def _read_image(path: Path) -> tuple[Tensor, _Kind]:
     if (mode == "I" and pixels.min() >= 0 and pixels.max() <= 65535) or (
         mode in ("I;16", "I;16B", "I;16L") and bits == 16
     ):
-        kind, largest = _Kind("L", 16), 65535
+        kind, largest = Kind("L", 16), 65535
     elif mode == "1":
-        kind, largest = _Kind("L", 8), 1
+        kind, largest = Kind("L", 8), 1
     elif mode in _COLOURS and bits <= 8:
-        kind, largest = _Kind(mode, 8), 255
+        kind, largest = Kind(mode, 8), 255
     else:
         remedy = "Store it with 8 bits per channel."
         if mode in ("CMYK", "YCbCr", "HSV", "RGBX"):
-            remedy = 'Convert it, like Image.open(path).convert("RGB").'
+            remedy = "Store it as RGB."
         raise ValueError(
             f"{path} must be 8-bit grey or RGB, with or without alpha, or 16-bit grey, "
             f"got {bits}-bit {_COLOURS.get(mode, mode)}. {remedy}"
@@ -301,7 +376,7 @@ def _read_image(path: Path) -> tuple[Tensor, _Kind]:
     return (tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()), kind
 
 
-def _decode(path: Path, data: bytes) -> "tuple[Image.Image, int]":
+def _decode(path: Path, data: bytes) -> tuple[Any, int]:
     """The image, turned upright, and the bits per channel in the file."""
     from PIL import Image, ImageFile, ImageOps
 
@@ -326,7 +401,7 @@ def _decode(path: Path, data: bytes) -> "tuple[Image.Image, int]":
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{path} must be an image of at most {Image.MAX_IMAGE_PIXELS} pixels, got more. "
-            "Make it smaller, or set PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+            "Make it smaller."
         ) from error
     except MemoryError:
         raise

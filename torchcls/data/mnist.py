@@ -79,7 +79,7 @@ def mnist(
         recognition", Proceedings of the IEEE 86 (1998).
     """
     digits = None if classes is None else check_digits(classes)
-    folder = (_DEFAULT_ROOT if root is None else Path(root)).expanduser()
+    folder = Path(os.path.expanduser(_DEFAULT_ROOT if root is None else root))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"root must be a folder, got the file {folder}. Unpack it if packed.")
     if download and not _is_there(folder):
@@ -174,9 +174,8 @@ def _download(folder: Path) -> None:
     except (OSError, HTTPException, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise ConnectionError(
-            f"download=True must be able to fetch MNIST into {folder}, got: {reason[0]}. Get the "
-            f"four files {', '.join(name + '.gz' for name in _IDX_NAMES)} another way, put them "
-            f"into {folder} and pass root={str(folder)!r}."
+            f"MNIST must be fetched into {folder}, got: {reason[0]}. Get the four files "
+            f"{', '.join(name + '.gz' for name in _IDX_NAMES)} another way, and put them there."
         ) from error
 
 

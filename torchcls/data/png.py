@@ -29,8 +29,8 @@ def find_png_folders(root: Path) -> tuple[Path, Path] | None:
     if len(found) > 1:
         names = ", ".join(train.parent.name for train, _ in found)
         raise ValueError(
-            f"root must hold one data set, got {len(found)} in {root}: {names}. "
-            "Pass the folder of one of them."
+            f"{root} must hold one data set, got {len(found)}: {names}. "
+            "Name the folder of one of them."
         )
     return found[0] if found else None
 
@@ -75,7 +75,7 @@ def _list_images(folder: Path, digit: int) -> list[Path]:
         there = ", ".join(str(d) for d in range(10) if (folder / str(d)).is_dir()) or "none"
         raise FileNotFoundError(
             f"{folder} must hold a folder {digit} with the images of that class, got the class "
-            f"folders {there}. Name the classes to read, like classes=(3, 5, 8)."
+            f"folders {there}. Name the classes to read."
         )
     paths = _png_files(class_folder)
     if not paths:
