@@ -18,7 +18,7 @@ from torchcls.preflight.check import check as check_batch
 from torchcls.preflight.check import denominator_findings, eager, is_compiled
 from torchcls.preflight.findings import Check, ContractError, Finding, act_on, error
 from torchcls.preflight.reading import untouched
-from torchcls.step import ForwardOf, Loss, Taken, forward_of
+from torchcls.step import ForwardOf, Loss, Taken, forward_of, may_skip
 
 _KEPT = "The weights are those after the last good step."
 _SAID_ONCE = {"non-finite-loss", "non-finite-gradient", "non-finite-valid-loss", "all-ignored"}
@@ -111,8 +111,8 @@ class Preflight:
         self._held = training.held_by(self._optimizer)
         self._first_bad, self._bad_before = self._bad_before, None
         is_fused = all(group.get("fused") for group in self._optimizer.param_groups)
-        may_hold_back = self._check == "error" and not self._scales_loss and is_fused
-        self._holds_back = may_hold_back and "non-finite-loss" in self._watched
+        is_told = is_fused and may_skip(self._optimizer) and not self._scales_loss
+        self._holds_back = is_told and self._check == "error" and "non-finite-loss" in self._watched
         self._watches_gradients = not self._scales_loss and "non-finite-gradient" in self._watched
 
     def _look_closely(self, taken: Taken) -> None:
