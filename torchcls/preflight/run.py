@@ -16,7 +16,7 @@ from torchcls.preflight import contract, failure, scores, sources, training
 from torchcls.preflight import targets as of_targets
 from torchcls.preflight.check import check as check_batch
 from torchcls.preflight.check import denominator_findings, eager, is_compiled
-from torchcls.preflight.findings import Check, ContractError, Finding, act_on, error
+from torchcls.preflight.findings import Check, ContractError, Finding, act_on, error, warning
 from torchcls.preflight.reading import untouched
 from torchcls.step import ForwardOf, Loss, Taken, forward_of, may_skip
 
@@ -29,7 +29,7 @@ class Preflight:
 
     To make one is the one pass over model, optimizer and data before anything runs; to call it is
     to look at a step. It takes the arguments of ``fit``, whether something sets the learning rate,
-    and whether steps whose gradients overflow are skipped anyway.
+    whether steps whose gradients overflow are skipped anyway, and doubts about the schedule.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Preflight:
         ignore: Collection[str],
         has_schedule: bool,
         scales_loss: bool,
+        doubts: Iterable[str] = (),
         forward: ForwardOf = None,
     ) -> None:
         self._forward, self._call = forward, forward_of(model, forward)
@@ -63,6 +64,7 @@ class Preflight:
         self._holds_back = self._watches_gradients = False
         if check != "off":
             self._settle(training.findings_of(model, loss_fn, optimizer, has_schedule=has_schedule))
+            self._settle(warning("learning-rate", doubt) for doubt in doubts)  # of the schedule
             self._settle([*of_targets.options_of(loss_fn), *sources.findings_of(train, valid)])
             self._has_targets = sources.targets_of(train) is not None
 
