@@ -1,11 +1,14 @@
 """torchcls.batches: nested batches are walked through, counted and cut."""
 
+import re
 from collections import defaultdict
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import tensor
+from torch.nn.utils.rnn import pack_sequence
 
 from torchcls.batches import mapped, num_samples, split, to_device
 
@@ -130,3 +133,102 @@ def test_objects_that_move_themselves_follow():
     )
     assert inputs.x.device.type == targets.device.type == "meta"
     assert other == "name"
+
+
+def words(n):
+    return [f"word {i}" for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        words(5),
+        tuple(words(5)),
+        np.arange(10).reshape(5, 2),
+        [torch.zeros(i + 1) for i in range(5)],  # of different lengths
+        tuple(torch.zeros(i + 1) for i in range(5)),
+        [torch.zeros(3, i + 1) for i in range(5)],  # three channels each
+        [torch.zeros(3)] * 5,
+        [{"boxes": torch.zeros(i, 4)} for i in range(5)],
+        tuple({"boxes": torch.zeros(2, 4)} for _ in range(5)),
+        [np.zeros(i) for i in range(5)],
+        [[1, 2], [3], [], [4], [5]],
+        list(range(5)),
+        [object() for _ in range(5)],
+    ],
+    ids=lambda part: f"{type(part).__name__} of {type(part[0]).__name__}",
+)
+@pytest.mark.parametrize("n", [5, 2])
+def test_what_has_one_entry_for_each_sample_is_cut_with_them(part, n):
+    part, ids = part[:n], torch.arange(n)
+    x = torch.zeros(n, 4)
+    for inputs, get in [
+        (part, lambda inputs: inputs),
+        ((x, part), lambda inputs: inputs[1]),
+        ({"x": x, "more": {"part": part}}, lambda inputs: inputs["more"]["part"]),
+    ]:
+        pieces = split((inputs, ids), 2)
+        assert [piece[1].tolist() for piece in pieces] == [
+            ids[i : i + 2].tolist() for i in (0, 2, 4)
+        ][: len(pieces)]
+        found = [entry for piece in pieces for entry in get(piece[0])]
+        assert len(found) == n
+        assert all(a is b or np.array_equal(a, b) for a, b in zip(found, part, strict=True))
+        assert all(type(get(piece[0])) is type(part) for piece in pieces)
+
+
+@pytest.mark.parametrize("targets", [[{"boxes": torch.zeros(2, 4)}] * 3, tuple(words(3))])
+def test_a_batch_without_one_tensor_is_cut(targets):
+    images = [torch.zeros(1, 4, 5 + i) for i in range(3)]
+    pieces = split((images, targets), 2)
+    assert [(len(inputs), len(cut)) for inputs, cut in pieces] == [(2, 2), (1, 1)]
+
+
+def test_what_may_be_samples_or_parts_is_not_guessed():
+    images = [torch.zeros(3, 4, 5 + i) for i in range(3)]
+    targets = [{"boxes": torch.zeros(2, 4)}] * 3
+    with pytest.raises(ValueError, match=r"inputs must have one entry .* which may be either"):
+        split((images, targets), 2)
+    assert [len(inputs) for inputs, _ in split((images, targets), 3)] == [3]  # not cut
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_list_of_parts_is_cut_part_by_part(n):
+    for parts in ([torch.zeros(n, 3), torch.ones(n)], (words(n), torch.ones(n))):
+        (first, _), *_ = split((parts, (torch.zeros(n), torch.arange(n))), 1)
+        assert [len(part) for part in first] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (((torch.zeros(5, 2), words(3)), torch.zeros(5)), r"inputs[1] .* got list of 3"),
+        (
+            ({"x": torch.zeros(5), "g": Graph(torch.zeros(5))}, torch.zeros(5)),
+            r"inputs['g'] .* got Graph",
+        ),
+        ((torch.zeros(5), (torch.zeros(5), torch.zeros(4))), r"targets[1] .* got Tensor of 4"),
+        ((np.zeros((4, 2)), torch.zeros(5)), r"inputs .* got ndarray of 4"),
+        ((torch.zeros(5), [1, 2]), r"targets .* of 5 samples .* got list of 2"),
+        (
+            (pack_sequence([torch.zeros(i, 1) for i in (3, 2, 1)]), torch.zeros(3)),
+            r"inputs .* got PackedSequence",
+        ),
+    ],
+    ids=["list", "object", "targets", "array", "numbers", "packed"],
+)
+def test_what_cannot_be_cut_is_named(batch, message):
+    pattern = re.escape(message).replace(r"\ \.\*\ ", " .* ")
+    with pytest.raises(ValueError, match=f"^{pattern}"):
+        split(batch, 2)
+
+
+def test_numbers_and_strings_go_with_every_piece():
+    inputs = {"x": torch.zeros(3, 2), "scale": 2.0, "task": "a", "mask": None, "t": tensor(7)}
+    for piece, _ in split((inputs, torch.zeros(3)), 2):
+        assert {key: piece[key] for key in ("scale", "task", "mask", "t")} == {
+            "scale": 2.0,
+            "task": "a",
+            "mask": None,
+            "t": tensor(7),
+        }

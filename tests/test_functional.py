@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+import warnings
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from helpers import assert_both_raise, assert_same_as_torch
 from hypothesis import given, settings
 from torch import Tensor, tensor
+from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
@@ -388,7 +390,7 @@ def test_binary_cross_entropy_is_torchs(dtype, shape, random):
 
 @each_dtype
 def test_binary_cross_entropy_has_torchs_slopes_at_the_ends(dtype):
-    p = tensor([0.0, 1.0, 1e-45, 1e-30, 1e-13, 1e-12, 2e-12, 1e-7, 1e-4, 0.5, 1 - 1e-7, 1 - 1e-13])
+    p = tensor([0.0, 1.0, 1e-45, 1e-30, 1e-13, 1e-12, 2e-12, 1e-7, 9e-5, 0.5, 1 - 1e-7, 1 - 1e-13])
     p = torch.cat([p.double(), 1 - p.double()]).to(dtype)
     probs = p.repeat(3).requires_grad_()
     targets = tensor([0.0, 1.0, 0.4], dtype=dtype).repeat_interleave(len(p))
@@ -396,9 +398,11 @@ def test_binary_cross_entropy_has_torchs_slopes_at_the_ends(dtype):
         binary_cross_entropy, F.binary_cross_entropy, probs, targets, reduction="none"
     )
     targets.requires_grad_()
-    assert_same_as_torch(
-        binary_cross_entropy, F.binary_cross_entropy, probs, targets, reduction="none"
-    )
+    slopes = [
+        torch.autograd.grad(loss(probs, targets, reduction="sum"), targets)[0]
+        for loss in (binary_cross_entropy, F.binary_cross_entropy)
+    ]
+    assert_close(slopes[0], slopes[1].clamp(-100, 100))
 
 
 @each_dtype
@@ -636,13 +640,22 @@ def test_softmax_and_cross_entropy_are_torchs_at_the_extremes(row, dtype):
     assert_same_as_torch(softmax, F.softmax, x, 1)
     assert_same_as_torch(log_softmax, F.log_softmax, x, 1)
     weight = tensor([1.0, 2.0, 0.0], dtype=dtype)
+    is_nan = bool(softmax(x[0], 0).isnan().any())  # there an ignored row has a gradient in torch
     for target, w, smoothing, reduction in product(
-        (0, 1, 2, -100), (None, weight), (0.0, 0.1), ("none", "mean")
+        (0, 1, 2) if is_nan else (0, 1, 2, -100), (None, weight), (0.0, 0.1), ("none", "mean")
     ):
         options = {"label_smoothing": smoothing, "reduction": reduction}
         assert_same_as_torch(cross_entropy, F.cross_entropy, x, tensor([target, 0]), w, **options)
-        rows = F.one_hot(tensor([max(target, 0), 0]), 3).to(dtype)
-        assert_same_as_torch(cross_entropy, F.cross_entropy, x, rows, w, **options)
+    # torch gives NaN for a class of -inf that a one-hot row does not ask for: as ids they agree.
+    for target, w, smoothing in product((0, 1, 2), (None, weight), (0.0, 0.1)):
+        ids = tensor([target, 0])
+        rows = F.one_hot(ids, 3).to(dtype)
+        theirs = rows if is_nan else ids
+        assert_same_as_torch(
+            lambda x: cross_entropy(x, rows, w, label_smoothing=smoothing, reduction="none"),  # noqa: B023
+            lambda x: F.cross_entropy(x, theirs, w, label_smoothing=smoothing, reduction="none"),  # noqa: B023
+            x,
+        )
 
 
 @each_dtype
@@ -672,12 +685,32 @@ def test_a_logit_of_minus_infinity_on_a_positive_costs_infinity_with_torchs_slop
     assert torch.equal(*torch.autograd.grad(ours, x), *torch.autograd.grad(theirs, x))
 
 
-def test_an_ignored_row_leaves_no_trace_even_if_it_is_infinite():
-    log_probs = tensor([[-INF, 0.0], [-0.5, -1.0]], requires_grad=True)
+@pytest.mark.parametrize("bad", [-INF, INF, NAN])
+def test_an_ignored_row_leaves_no_trace_whatever_stands_in_it(bad):
+    log_probs = tensor([[bad, 0.0], [-0.5, -1.0]], requires_grad=True)
     loss = nll_loss(log_probs, tensor([-100, 1]))
     loss.backward()
     assert loss == 1.0
     assert log_probs.grad.tolist() == [[0.0, 0.0], [0.0, -1.0]]
+
+
+@pytest.mark.parametrize("bad", [-INF, INF, NAN])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2)], ids=str)
+def test_an_ignored_row_of_logits_has_no_gradient_whatever_stands_in_it(
+    bad, smoothing, shape, random
+):
+    logits, weight = normal(shape, random), uniform((4,), random)
+    ids = class_ids(shape, random)
+    ids[1] = -100
+    broken = logits.detach().clone()
+    broken[1] = bad
+    broken.requires_grad_()
+    losses = [cross_entropy(x, ids, weight, label_smoothing=smoothing) for x in (logits, broken)]
+    gradients = [torch.autograd.grad(losses[0], logits), torch.autograd.grad(losses[1], broken)]
+    assert torch.equal(losses[1], losses[0])
+    assert torch.equal(gradients[1][0], gradients[0][0])
+    assert not gradients[1][0][1].any()
 
 
 # ------------------------------------------------------------------ gradients, numerically
@@ -708,16 +741,80 @@ def test_gradients_and_second_gradients_are_the_derivatives(random):
             assert gradgradcheck(function, inputs)
 
 
-def test_the_losses_work_under_torch_func(random):
-    x, targets = normal((4, 3), random, grad=False), tensor([0, 2, 1, -100])
-    probs = sigmoid(x)
-    decided = (x > 0).to(x)
-    for ours, theirs, scores, t in [
-        (cross_entropy, F.cross_entropy, x, targets),
-        (binary_cross_entropy, F.binary_cross_entropy, probs, decided),
-        (binary_cross_entropy_with_logits, F.binary_cross_entropy_with_logits, x, decided),
-    ]:
-        assert_close(torch.func.grad(ours)(scores, t), torch.func.grad(theirs)(scores, t))
+def test_a_class_masked_in_a_one_hot_row_has_no_part_in_it():
+    logits = tensor([[0.0, 0.0, -INF], [0.0, -INF, 0.0]], requires_grad=True)
+    rows = tensor([[1.0, 0.0, 0.0], [0.5, 0.0, 0.5]], requires_grad=True)
+    loss = cross_entropy(logits, rows)
+    loss.backward()
+    assert_close(loss, tensor(0.6931471805599453))  # log 2, as without the masked class
+    assert_close(logits.grad, tensor([[-0.25, 0.25, 0.0], [0.0, 0.0, 0.0]]))
+    assert rows.grad.isfinite().all()
+    assert cross_entropy(logits, tensor([[0.5, 0.0, 0.5], [1.0, 0.0, 0.0]])) == INF  # asked for
+
+
+# ------------------------------------------------------------------ transforms
+
+TRANSFORMED = [
+    # (ours, torch's, one sample's scores to targets)
+    (cross_entropy, F.cross_entropy, lambda x: tensor([0, 2, 1, 1])),
+    (cross_entropy, F.cross_entropy, lambda x: x.softmax(1).flip(1)),
+    (nll_loss, F.nll_loss, lambda x: tensor([0, 2, 1, 1])),
+    (binary_cross_entropy, F.binary_cross_entropy, lambda x: (x > 0.5).to(x)),
+    (
+        binary_cross_entropy_with_logits,
+        F.binary_cross_entropy_with_logits,
+        lambda x: (x > 0.5).to(x),
+    ),
+    (mse_loss, F.mse_loss, lambda x: x.flip(1)),
+]
+NAMES = ["cross_entropy", "soft rows", "nll", "bce", "bce with logits", "mse"]
+each_transformed = pytest.mark.parametrize(("ours", "theirs", "targets_of"), TRANSFORMED, ids=NAMES)
+func = torch.func
+
+
+@each_transformed
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")  # torch's own forward mode
+@pytest.mark.parametrize(
+    "transformed",
+    [
+        lambda f, x, t: func.vmap(lambda x, t: f(x[None], t[None]))(x, t),
+        lambda f, x, t: func.vmap(func.grad(lambda x, t: f(x[None], t[None])))(x, t),
+        lambda f, x, t: func.vmap(lambda t: f(x, t))(torch.stack([t, t.flip(0)])),
+        lambda f, x, t: func.jvp(lambda x: f(x, t), (x,), (x.flip(0),)),
+        lambda f, x, t: func.hessian(lambda x: f(x, t))(x),
+        lambda f, x, t: func.jacrev(func.jacrev(lambda x: f(x, t)))(x),
+    ],
+    ids=["vmap", "per-sample gradients", "vmap over targets", "jvp", "hessian", "jacrev twice"],
+)
+def test_the_losses_work_under_torch_func(ours, theirs, targets_of, transformed, random):
+    x = uniform((4, 3), random, low=0.1, high=0.9)
+    t = targets_of(x)
+    assert_close(transformed(ours, x, t), transformed(theirs, x, t))
+
+
+@each_transformed
+def test_the_losses_are_one_graph_to_compile_and_export(ours, theirs, targets_of, random):
+    class Loss(torch.nn.Module):
+        def forward(self, scores, targets):
+            return ours(scores, targets)
+
+    x = uniform((4, 3), random, low=0.1, high=0.9)
+    t = targets_of(x)
+    expected = theirs(x, t)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch's own tracing warns of
+        compiled = torch.compile(Loss(), fullgraph=True, backend="eager")
+        exported = torch.export.export(Loss(), (x, t)).module()
+        with FakeTensorMode() as mode:
+            fake = ours(mode.from_tensor(x), mode.from_tensor(t))
+    assert_close(compiled(x, t), expected)
+    assert_close(exported(x, t), expected)
+    assert (fake.shape, fake.dtype) == (expected.shape, expected.dtype)
+
+
+def test_values_are_read_where_a_transform_leaves_them():
+    with pytest.raises(ValueError, match="targets must be class ids"):
+        torch.func.grad(cross_entropy)(torch.zeros(2, 3), tensor([0, 3]))
 
 
 # ------------------------------------------------------------------ properties

@@ -133,6 +133,35 @@ def test_float16_skips_a_step_whose_gradients_overflow_and_goes_on(fused):
     assert not torch.equal(model.weight, before)  # and went on
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("overflows", [{0}, {1}, {0, 1, 3}])
+def test_fused_sgd_with_momentum_steps_as_the_unfused_one_beside_overflows(nesterov, overflows):
+    """torch's fused one writes its momentum in a step that it skips."""
+    weights = []
+    for fused in (False, True):
+        model, steps = network(), iter(range(5))
+
+        def loss_fn(outputs, targets, steps=steps):
+            steep = 1e3 if next(steps) in overflows else 1.0
+            return steep * nn.functional.cross_entropy(outputs, targets)
+
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=0.01, momentum=0.9, nesterov=nesterov, fused=fused
+        )
+        tc.fit(
+            model,
+            [data()] * 5,
+            loss_fn=loss_fn,
+            optimizer=optimizer,
+            precision="float16",
+            epochs=1,
+            progress=False,
+            device="cpu",
+        )
+        weights.append([weight.detach() for weight in model.parameters()])
+    assert_close(weights[1], weights[0])
+
+
 @pytest.mark.parametrize("precision", HALVES)
 def test_a_batch_without_a_sample_is_no_step(precision):
     model, (x, y) = network(), data(8)

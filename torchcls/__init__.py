@@ -37,7 +37,7 @@ from torchcls.metrics import (
     threshold_accuracy,
     top_k_accuracy,
 )
-from torchcls.optim import default_optimizer, one_cycle
+from torchcls.optim import default_optimizer, each_step, on, one_cycle
 from torchcls.prediction import Predictions, predict
 from torchcls.preflight import ContractError, Finding, check
 from torchcls.run import Rest, Run
@@ -64,6 +64,7 @@ __all__ = [
     "cross_entropy",
     "default_optimizer",
     "drawn_digits",
+    "each_step",
     "epochs",
     "error_rate",
     "evaluate",
@@ -77,6 +78,7 @@ __all__ = [
     "mse_loss",
     "multilabel_accuracy",
     "nll_loss",
+    "on",
     "one_cycle",
     "one_hot",
     "predict",

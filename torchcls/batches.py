@@ -3,6 +3,8 @@
 import copy
 import operator
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Number
+from types import NoneType
 from typing import Any, SupportsIndex
 
 import torch
@@ -55,14 +57,14 @@ def mapped(
 def num_samples(structure: Any) -> int:
     """How many samples a batch's inputs or targets hold: the length of the first axis.
 
-    0-d tensors and what is no tensor belong to the batch as a whole and are passed over. A list of
-    dicts holds one dict for each sample, as detection targets do. A ValueError says that lengths
-    differ, or that there are none.
+    0-d tensors and what is no tensor or array belong to the batch as a whole and are passed over. A
+    list of dicts holds one dict for each sample, as detection targets do. A ValueError says that
+    lengths differ, or that there are none.
     """
     lengths = set()
 
     def look(leaf: Any) -> Any:
-        if _has_samples(leaf):
+        if _is_list(leaf) or (_is_array(leaf) and leaf.ndim > 0):
             lengths.add(len(leaf))
         return leaf  # unchanged: nothing is made anew
 
@@ -76,24 +78,108 @@ def num_samples(structure: Any) -> int:
 
 
 def split(structure: Any, size: int) -> list[Any]:
-    """Cut a structure of tensors along the first axis into pieces of ``size`` samples.
+    """Cut a batch, or a part of one, along the first axis into pieces of ``size`` samples.
 
-    The last piece may be smaller, and no sample gives no piece. Pieces are views, not copies.
+    Cut is what has an entry for each sample: tensors, arrays, and lists and tuples (of strings, of
+    dicts, of tensors of any lengths). Numbers, strings, None and 0-d tensors go with every piece;
+    a ValueError names what is none of these, or could be read in two ways. The last piece may be
+    smaller, and no sample gives no piece. Pieces of tensors are views.
     """
+    is_pair = isinstance(structure, tuple) and len(structure) == 2
+    parts = {"inputs": structure[0], "targets": structure[1]} if is_pair else {"batch": structure}
+    found = [numbers for part in parts.values() if (numbers := _readings(part)) is not None]
+    if not any(found):
+        return split(structure, num_samples(structure))  # raises
+    agreed = [n for n in found[-1] if all(n in numbers for numbers in found)]
+    n = agreed[0] if agreed else max(max(numbers) for numbers in found if numbers)
+    for name, part in parts.items() if n > size else ():
+        _check_cut(part, n, name)
 
-    def cut(start: int) -> Any:
-        where = slice(start, start + size)
-        return mapped(lambda leaf: leaf[where] if _has_samples(leaf) else leaf, structure, _is_list)
+    def cut(part: Any, where: slice) -> Any:
+        return mapped(
+            lambda leaf: leaf if _goes_with_all(leaf) else leaf[where],
+            part,
+            lambda part: _is_per_sample(part, n),
+        )
 
-    return [cut(start) for start in range(0, num_samples(structure), size)]
+    places = [slice(start, start + size) for start in range(0, n, size)]
+    pieces = [tuple(cut(part, where) for part in parts.values()) for where in places]
+    return pieces if is_pair else [piece for (piece,) in pieces]
 
 
-def _has_samples(leaf: Any) -> bool:
-    return _is_list(leaf) or (isinstance(leaf, Tensor) and leaf.ndim > 0)
+def _readings(part: Any) -> list[int] | None:
+    """How many samples a part may hold, likelier numbers first; None where it goes with all.
+
+    A list of 60 tensors of length 5 holds 5 samples of 60 parts or, less likely, 60 samples.
+    """
+    if _is_array(part):
+        return [len(part)] if part.ndim else None
+    if isinstance(part, dict):
+        return _agreed(part.values())
+    if not isinstance(part, (list, tuple)) or not part:
+        return None
+    inner = [] if _is_list(part) else _agreed(part)
+    return inner if hasattr(part, "_fields") else [*(inner or []), len(part)]
+
+
+def _agreed(parts: Iterable[Any]) -> list[int] | None:
+    found = [numbers for part in parts if (numbers := _readings(part)) is not None]
+    return [n for n in found[0] if all(n in other for other in found)] if found else None
+
+
+def _is_per_sample(part: Any, n: int) -> bool:
+    """Whether a list or tuple has one entry for each of n samples, and is no list of parts."""
+    if not _is_sequence(part):
+        return isinstance(part, PackedSequence)
+    if len(part) == n:
+        return _is_list(part) or n not in (_agreed(part) or [])
+    return not any(n in (_readings(entry) or []) for entry in part)
+
+
+def _check_cut(part: Any, n: int, name: str) -> None:
+    """Name what has no entry for each of n samples, or may have: three images of three channels."""
+    of_n = f"for each of {n} samples to be cut by micro_batch"
+    if isinstance(part, dict):
+        for key, entry in part.items():
+            _check_cut(entry, n, f"{name}[{key!r}]")
+    elif isinstance(part, (list, tuple)) and not _is_per_sample(part, n):
+        kinds = {
+            (type(entry), *(getattr(entry, k, 0) for k in ("dtype", "ndim"))) for entry in part
+        }
+        if len(part) == n and len(kinds) == 1:
+            raise ValueError(
+                f"{name} must have one entry {of_n}, or parts that do, got {n} entries of length "
+                f"{n}, which may be either. Give parts in a dict, or samples as one tensor."
+            )
+        for i, entry in enumerate(part):
+            _check_cut(entry, n, f"{name}[{i}]")
+    elif not _goes_with_all(part):
+        is_cut = _is_array(part) or _is_sequence(part)
+        if not is_cut or len(part) != n:
+            seen = f"{type(part).__name__}{f' of {len(part)}' if is_cut else ''}"
+            fix = f"Make it a tensor, an array or a list of {n}, or leave micro_batch at None."
+            raise ValueError(f"{name} must have an entry {of_n}, got {seen}. {fix}")
+
+
+def _goes_with_all(leaf: Any) -> bool:
+    is_empty = isinstance(leaf, (list, tuple, dict)) and not leaf
+    return is_empty or (
+        leaf.ndim == 0 if _is_array(leaf) else isinstance(leaf, (str, bytes, Number, NoneType))
+    )
+
+
+def _is_array(leaf: Any) -> bool:
+    """A tensor, or an array of numpy and its kin: they are cut alike."""
+    return isinstance(leaf, Tensor) or (hasattr(leaf, "ndim") and hasattr(leaf, "shape"))
+
+
+def _is_sequence(part: Any) -> bool:
+    """A list or a tuple, but no named one, whose entries are no samples."""
+    return isinstance(part, (list, tuple)) and not hasattr(part, "_fields")
 
 
 def _is_list(structure: Any) -> bool:  # that holds one dict for each sample
-    return isinstance(structure, list) and bool(structure) and isinstance(structure[0], dict)
+    return _is_sequence(structure) and bool(structure) and isinstance(structure[0], dict)
 
 
 # ------------------------------------------------------------------ devices

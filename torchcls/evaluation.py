@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torchcls.averaging import Mean, averaging_of, fraction, is_fraction, one_loss, wide
 from torchcls.batches import Pair, device_of, mapped, num_samples, pairs, to_device
 from torchcls.device import random_state, set_random_state
-from torchcls.metrics import confusion_matrix, counts_behind
+from torchcls.metrics import (
+    accuracy,
+    confusion_matrix,
+    counts_behind,
+    error_rate,
+    multilabel_accuracy,
+    threshold_accuracy,
+    top_k_accuracy,
+)
 from torchcls.step import (
     Loss,
     Pieces,
@@ -191,6 +199,15 @@ def _name(metric: Any) -> str:
 
 def _function_of(metric: Any) -> Any:
     return _function_of(metric.func) if isinstance(metric, functools.partial) else metric
+
+
+def better(metric: Any) -> str | None:
+    """Whether "min" or "max" of a metric is better, as far as torchcls knows it."""
+    function = _function_of(metric)
+    if function is error_rate:
+        return "min"
+    higher = (accuracy, threshold_accuracy, multilabel_accuracy, top_k_accuracy)
+    return "max" if any(function is known for known in higher) else None
 
 
 def is_object(metric: Any) -> bool:

@@ -13,9 +13,23 @@ from torchcls.batches import check_source, check_whole_number, device_of, num_ba
 from torchcls.data.nearby import Nearby
 from torchcls.device import Device, place, select_device
 from torchcls.display import Display
-from torchcls.evaluation import Evaluation, Metrics, Scores, is_object, measure, named_metrics
+from torchcls.evaluation import (
+    Evaluation,
+    Metrics,
+    Scores,
+    better,
+    is_object,
+    measure,
+    named_metrics,
+)
 from torchcls.history import History
-from torchcls.optim import check_lr, check_optimizer, default_optimizer, schedule_of
+from torchcls.optim import (
+    check_lr,
+    check_optimizer,
+    default_optimizer,
+    doubts_about,
+    schedule_of,
+)
 from torchcls.precision import check_precision, precision_of
 from torchcls.preflight.findings import Check, check_choice
 from torchcls.preflight.run import Preflight
@@ -85,7 +99,8 @@ def fit(
         schedule: ``tc.one_cycle()``, any function from progress in [0, 1) to a scale of each
             group's own lr (or to scale and momentum), or a scheduler of torch, which is stepped
             once per epoch; ``OneCycleLR`` and ``CyclicLR`` per step, ``ReduceLROnPlateau`` on
-            valid_loss.
+            valid_loss. ``tc.each_step(scheduler)`` and ``tc.on("accuracy", scheduler)`` say
+            otherwise: one steps per step, the other a plateau on that column.
         clip_norm: The largest global norm of the gradients of a step, above 0; longer ones are
             scaled down to it. Those of the whole batch, as they are: whatever the pieces, and after
             the loss scale of float16 is taken out. None clips nothing.
@@ -214,9 +229,8 @@ def _assembled(chosen: Any) -> Run:
     if chosen.optimizer is None:
         chosen.optimizer = default_optimizer(model, 1e-3 if chosen.lr is None else chosen.lr)
     optimizer, steps = chosen.optimizer, num_batches(train)
-    schedule = schedule_of(
-        chosen.schedule, optimizer, epochs=chosen.epochs, steps=steps, has_valid=valid is not None
-    )
+    length = {"epochs": chosen.epochs, "steps": steps}
+    schedule = schedule_of(chosen.schedule, optimizer, **length, columns=_columns(chosen))
     look = Preflight(
         model,
         loss_fn,
@@ -228,6 +242,7 @@ def _assembled(chosen: Any) -> Run:
         ignore=chosen.ignore,
         has_schedule=chosen.schedule is not None,
         scales_loss=chosen.precision == "float16",
+        doubts=doubts_about(schedule, **length),
         forward=chosen.forward,
     )
     survival = None if chosen.checkpoint is None else Survival(chosen)
@@ -338,6 +353,14 @@ def _check(chosen: Any) -> None:
             raise ValueError(f"clip_norm must be a number above 0 or None, got {clip_norm!r}.")
     averaging_of(chosen.loss_fn)
     forward_of(model, chosen.forward)
+
+
+def _columns(chosen: Any) -> dict[str, str | None]:
+    """The numbers of a record, and whether "min" or "max" is better where that is known."""
+    losses = ["train_loss", "smooth_loss", *(["valid_loss"] if chosen.valid is not None else [])]
+    of_train = named_metrics(chosen.train_metrics).items()
+    metrics = named_metrics(chosen.metrics) | {f"train_{name}": m for name, m in of_train}
+    return {**dict.fromkeys(losses, "min"), **{name: better(m) for name, m in metrics.items()}}
 
 
 def _check_metrics(metrics: Metrics, train_metrics: Metrics, *, has_valid: bool) -> None:

@@ -9,7 +9,8 @@ gives torch's values, gradients and second gradients. What all of them share:
   nothing is NaN, as in torch. A loss has the dtype of its first argument if nothing else is said.
 * A TypeError says that an argument is of the wrong kind or dtype, a ValueError that a shape or a
   value does not fit, where torch often has RuntimeError or IndexError. Values are read on the CPU
-  only: nothing waits for an accelerator.
+  only, so nothing waits for an accelerator; and not where there are none to read, under
+  ``torch.func.vmap``, ``torch.compile``, ``torch.export`` and fake tensors.
 * Positions and keywords are torch's, without the deprecated ``size_average`` and ``reduce``.
 
 This file needs torch alone and can be copied out.
@@ -217,7 +218,9 @@ def cross_entropy(
         >>> cross_entropy(logits[0], torch.tensor([0.5, 0.5, 0.0]))  # 0.5 * 0.2395 + 0.5 * 2.2395
         tensor(1.2395)
 
-    Differs from torch: as ``nll_loss``, and a ``label_smoothing`` below 0 or NaN is an error.
+    Differs from torch: as ``nll_loss``; a ``label_smoothing`` below 0 or NaN is an error; a class
+    masked by -inf adds nothing to a soft row that gives it 0, and an ignored sample has gradient 0
+    whatever its logits (both are NaN in torch).
     """
     logits, targets, weight = _given(reduction, logits=logits, targets=targets, weight=weight)
     soft = targets.shape == logits.shape
@@ -225,23 +228,27 @@ def cross_entropy(
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}.")
     class_dim = min(1, logits.ndim - 1)
-    log_probs = log_softmax(_widen(logits), class_dim)
     factors = None if weight is None else weight.reshape(-1, *[1] * (logits.ndim - 2))
     if soft:
+        log_probs = log_softmax(_widen(logits), class_dim)
         dtype = torch.promote_types(logits.dtype, targets.dtype)
         dtype = dtype if weight is None else torch.promote_types(dtype, weight.dtype)
         rows = _widen(targets)
         if label_smoothing > 0:
             rows = (1 - label_smoothing) * rows + label_smoothing / logits.shape[class_dim]
-        loss = _weigh(-rows * log_probs, factors).sum(class_dim)
+        # 0 * -inf: what is impossible, and not asked for, adds nothing.
+        is_masked = (rows == 0) & log_probs.isneginf()
+        loss = _weigh(-rows * torch.where(is_masked, 0.0, log_probs), factors).sum(class_dim)
         return _reduce(loss, reduction, loss.numel()).to(dtype)
+    counted = (targets != ignore_index).unsqueeze(class_dim)
+    # Masked here and not at the end: further back a gradient of 0 would meet 0 * NaN.
+    log_probs = log_softmax(torch.where(counted, _widen(logits), 0.0), class_dim)
     loss, counts = _pick_targets(log_probs, targets, weight, ignore_index)
-    loss = _reduce(loss, reduction, counts.sum())
+    loss = _reduce((1 - label_smoothing) * loss, reduction, counts.sum())
     if label_smoothing > 0:
         uniform = _weigh(-log_probs, factors).mean(class_dim)  # the loss of q = 1 / C
         uniform = torch.where(targets == ignore_index, 0.0, uniform)
-        uniform = _reduce(uniform, reduction, counts.sum())
-        loss = (1 - label_smoothing) * loss + label_smoothing * uniform
+        loss = loss + _reduce(label_smoothing * uniform, reduction, counts.sum())
     return loss.to(logits.dtype)
 
 
@@ -271,8 +278,9 @@ def binary_cross_entropy(
         >>> binary_cross_entropy(probs, targets, reduction="none")  # -log 0.5, -log 0.1, bound
         tensor([  0.6931,   2.3026, 100.0000])
 
-    Differs from torch: the second gradient in the upstream gradient keeps the bound of the first
-    (torch's differs below p = 1e-6).
+    Differs from torch: the gradient of ``targets`` keeps the bound of 100 (torch's is infinite at
+    p = 0 and 1), and second gradients through it or through the upstream gradient are bounded as
+    the first one is.
     """
     probs, targets, weight = _given(reduction, probs=probs, targets=targets, weight=weight)
     _check_elements("probs", probs, targets, weight=weight)
@@ -281,51 +289,29 @@ def binary_cross_entropy(
         raise _wrong_kind("targets", law, targets, " Use targets.to(probs.dtype).")
     for name, values in (("probs", probs), ("targets", targets)):
         _check_values(name, values, (values >= 0) & (values <= 1), "in [0, 1]")
-    loss: Tensor = _BinaryCrossEntropy.apply(_widen(probs), _widen(targets))
+    loss = _binary_entropy(_widen(probs), _widen(targets))
     return _reduce(_weigh(loss, weight), reduction, loss.numel()).to(probs.dtype)
 
 
-class _BinaryCrossEntropy(torch.autograd.Function):
+def _binary_entropy(p: Tensor, t: Tensor) -> Tensor:
     """The loss element by element, with torch's slopes, which stay finite where autograd's do not.
 
     Differentiating the bounded logarithms would give a slope of 0 at p = 0 and t = 1, where the
-    model is as wrong as can be. torch bounds the denominator of the true slope instead.
+    model is as wrong as can be. torch bounds the denominators of the true slopes instead. Near an
+    end, first and second slope are therefore stated: those of a Taylor expansion around p itself.
     """
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(p: Tensor, t: Tensor) -> Tensor:
+    def bounded(p: Tensor) -> Tensor:
         return -(t * p.log().clamp(min=-100) + (1 - t) * (-p).log1p().clamp(min=-100))
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        p, t = ctx.saved_tensors
-        slope: Tensor = _BinaryCrossEntropySlope.apply(p, t)
-        return grad * slope, grad * ((-p).log1p() - p.log())
-
-
-class _BinaryCrossEntropySlope(_BinaryCrossEntropy):
-    """Slope of the loss in p: (p - t) / (p (1 - p)) with a denominator of at least 1e-12.
-
-    Its own slopes, kept finite as by torch, are (p^2 - 2 p t + t) / (p (1 - p))^2 in p and
-    -1 / (p (1 - p)) in t.
-    """
-
-    @staticmethod
-    def forward(p: Tensor, t: Tensor) -> Tensor:
-        return (p - t) / (p * (1 - p)).clamp(min=1e-12)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        p, t = ctx.saved_tensors
-        in_p = (p * p - 2 * p * t + t) / ((p + 1e-12) * (1 - p + 1e-12)).square()
-        in_t = -1 / (p * (1 - p)).clamp(min=1e-12)
-        return grad * in_p, grad * in_t
+    here = p.detach()
+    step = p - here  # 0, and moves as p does
+    spread = here * (1 - here)
+    slope = (here - t) / spread.clamp(min=1e-12)
+    curvature = (here * here - 2 * here * t + t) / ((here + 1e-12) * (1 - here + 1e-12)).square()
+    stated = bounded(here) + step * (slope + step / 2 * curvature)
+    is_inside = spread > 1e-4
+    return torch.where(is_inside, bounded(torch.where(is_inside, p, 0.5)), stated)
 
 
 def binary_cross_entropy_with_logits(
@@ -591,7 +577,13 @@ def _broadcast(a: Tensor, b: Tensor) -> torch.Size | None:
 
 def _check_values(name: str, values: Tensor, good: Tensor, law: str) -> None:
     """Name the first bad value and count them all; CPU only, so that nothing waits."""
-    if values.device.type == "cpu" and not good.all():
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    try:
+        is_good = bool(good.all())
+    except RuntimeError:  # a batched or a fake tensor has no values to read
+        return
+    if not is_good:
         bad = (~good).nonzero()
         first = tuple(bad[0].tolist())
         raise ValueError(

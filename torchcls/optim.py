@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +15,12 @@ from torch.optim.lr_scheduler import (
     LRScheduler,
     OneCycleLR,
     ReduceLROnPlateau,
+    SequentialLR,
 )
 
 from torchcls.history import Record
 from torchcls.run import Schedule
+from torchcls.warn import warn
 
 _NORMS = (
     nn.BatchNorm1d,
@@ -157,12 +159,12 @@ class _ByProgress(Schedule):
     ) -> None:
         self._schedule, self._optimizer = schedule, optimizer
         self._epochs, self._steps = epochs, steps
-        self._done = 0
+        self._epoch = self._taken = 0
         self._own: list[dict[str, Any]] = []
 
     @contextmanager
     def during_epoch(self, epoch: int, steps: int = 0) -> Iterator[None]:
-        self._done = epoch * self._steps + steps
+        self._epoch, self._taken = epoch, steps
         groups = self._optimizer.param_groups
         kept = ("lr", "momentum", "betas")
         self._own = [{key: group[key] for key in kept if key in group} for group in groups]
@@ -179,14 +181,16 @@ class _ByProgress(Schedule):
 
     def state_dict(self) -> dict[str, Any]:
         # Inside an epoch the optimizer's state holds what the schedule makes of them.
-        return {"own": self._own}
+        return {"own": self._own, "steps": self._steps, "taken": self._taken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._own = state["own"]
+        self._own, self._steps, self._taken = state["own"], state["steps"], state["taken"]
         self._give_back()
 
     def before_step(self) -> None:
-        paced = self._schedule(self._done / (self._epochs * self._steps))
+        # More batches than the loader promised stay where its last one was meant to be.
+        done = self._epoch * self._steps + min(self._taken, self._steps - 1)
+        paced = self._schedule(done / (self._epochs * self._steps))
         scale, momentum = paced if isinstance(paced, tuple) else (paced, None)
         for group, own in zip(self._optimizer.param_groups, self._own, strict=True):
             group["lr"] = own["lr"] * scale
@@ -194,73 +198,162 @@ class _ByProgress(Schedule):
                 group["betas"] = (momentum, *own["betas"][1:])
             elif momentum is not None and "momentum" in own:
                 group["momentum"] = momentum
-        self._done += 1
+        self._taken += 1
+
+    def after_epoch(self, record: Record) -> None:
+        if self._epoch == 0 and self._taken < self._steps:
+            warn(
+                f"train must give as many batches as its len() for a schedule of progress, got "
+                f"{self._taken} where len() is {self._steps}. It goes on with {self._taken}."
+            )
+        self._steps = self._taken
 
 
-class _Torch(Schedule):
+class _EachEpoch(Schedule):
+    """A scheduler of torch, stepped after every epoch."""
+
     def __init__(self, scheduler: LRScheduler) -> None:
-        self._scheduler = scheduler
+        if not isinstance(scheduler, LRScheduler):
+            raise TypeError(f"scheduler must be an instance of torch's, got {scheduler!r}.")
+        self.scheduler = scheduler
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._scheduler.state_dict()
+        state: dict[str, Any] = self.scheduler.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._scheduler.load_state_dict(state)
+        self.scheduler.load_state_dict(state)
 
-
-class _EachStep(_Torch):
-    def after_step(self) -> None:
-        self._scheduler.step()
-
-
-class _EachEpoch(_Torch):
     def after_epoch(self, record: Record) -> None:
-        if isinstance(self._scheduler, ReduceLROnPlateau):
-            self._scheduler.step(record["valid_loss"])  # schedule_of has asked for validation
-        else:
-            self._scheduler.step()
+        self.scheduler.step()
+
+
+class _EachStep(_EachEpoch):
+    """A scheduler of torch, stepped after every step."""
+
+    def after_step(self) -> None:
+        self.scheduler.step()
+
+    def after_epoch(self, record: Record) -> None:
+        pass
+
+
+class _OnColumn(_EachEpoch):
+    """A ``ReduceLROnPlateau``, stepped after every epoch on a column of the history."""
+
+    scheduler: ReduceLROnPlateau
+
+    def __init__(self, column: str, scheduler: ReduceLROnPlateau) -> None:
+        super().__init__(scheduler)
+        self.column = column
+
+    def after_epoch(self, record: Record) -> None:
+        value = record[self.column]
+        if not isinstance(value, (int, float)):
+            kind = type(value).__name__
+            raise TypeError(f"schedule must read a number, got the {kind} in {self.column}.")
+        self.scheduler.step(value)
+
+
+def each_step(scheduler: LRScheduler) -> Schedule:
+    """Step a scheduler of torch after every step of a run, where ``fit`` would once per epoch.
+
+    For what counts batches, such as a warm-up over the first hundred of them.
+
+    Raises:
+        TypeError: If it is no scheduler of torch, or one that waits for a number.
+
+    Example:
+        >>> import torchcls as tc
+        >>> model = nn.Linear(2, 3)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        >>> warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.25, total_iters=3)
+        >>> batches = [(torch.randn(8, 2), torch.randint(3, (8,)))] * 2
+        >>> run = tc.epochs(model, batches, loss_fn=nn.CrossEntropyLoss(), optimizer=optimizer,
+        ...                 schedule=tc.each_step(warm_up), epochs=2, progress=False)
+        >>> [optimizer.param_groups[0]["lr"] for at in run.steps() if at.record is None]
+        [0.5, 0.75, 1.0, 1.0]
+    """
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise TypeError(
+            "scheduler must step without a number, got ReduceLROnPlateau. "
+            'Name what it is to read after every epoch: tc.on("valid_loss", scheduler).'
+        )
+    return _EachStep(scheduler)
+
+
+def on(column: str, scheduler: ReduceLROnPlateau) -> Schedule:
+    """Step a ``ReduceLROnPlateau`` after every epoch on a column of the history.
+
+    Args:
+        column: A loss, or the name of one of the run's metrics.
+        scheduler: With ``mode="max"`` where more of it is better, as of an accuracy.
+
+    Raises:
+        TypeError: If ``scheduler`` is no ``ReduceLROnPlateau``.
+
+    Example:
+        >>> optimizer = default_optimizer(nn.Linear(2, 3))
+        >>> plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max")
+        >>> schedule = on("accuracy", plateau)  # fit(..., metrics=[tc.accuracy], schedule=schedule)
+    """
+    if not isinstance(scheduler, ReduceLROnPlateau):
+        raise TypeError(
+            f"scheduler must be a ReduceLROnPlateau to read {column}, got {scheduler!r}."
+        )
+    return _OnColumn(column, scheduler)
 
 
 def schedule_of(
-    schedule: Any, optimizer: Optimizer, *, epochs: int, steps: int | None, has_valid: bool
+    schedule: Any,
+    optimizer: Optimizer,
+    *,
+    epochs: int,
+    steps: int | None,
+    columns: Mapping[str, str | None],
 ) -> Schedule:
     """Say when a schedule is to be asked.
 
     Args:
         schedule: None; a function from progress in [0, 1) to a scale of the learning rate or to
-            (scale, momentum); or a scheduler of torch: stepped once per epoch, ``OneCycleLR`` and
-            ``CyclicLR`` after every step, ``ReduceLROnPlateau`` on the validation loss.
+            (scale, momentum); what ``each_step`` or ``on`` gives; or a scheduler of torch: stepped
+            once per epoch, ``OneCycleLR`` and ``CyclicLR`` after every step, ``ReduceLROnPlateau``
+            on valid_loss.
         optimizer: The optimizer it acts on.
         epochs: Epochs of the run.
         steps: Batches of one epoch, or None where the loader does not tell.
-        has_valid: Whether there is a validation set.
+        columns: What a record will hold, and where it is known whether "min" or "max" is better.
 
     Raises:
         TypeError: If ``schedule`` is none of these.
         ValueError: If it cannot work: another optimizer's scheduler, no length for a schedule that
-            needs one, too few steps in a ``OneCycleLR``, no validation set for a plateau.
+            needs one, too few steps in a ``OneCycleLR``, a plateau that reads what is not there or
+            looks for the worse.
     """
     if schedule is None:
         return Schedule()
-    if isinstance(schedule, LRScheduler):
-        if schedule.optimizer is not optimizer:
+    if isinstance(schedule, ReduceLROnPlateau):
+        schedule = _OnColumn("valid_loss", schedule)
+    elif isinstance(schedule, LRScheduler):
+        is_of_steps = isinstance(schedule, (OneCycleLR, CyclicLR))
+        schedule = _EachStep(schedule) if is_of_steps else _EachEpoch(schedule)
+    if isinstance(schedule, _EachEpoch):
+        scheduler = schedule.scheduler
+        if scheduler.optimizer is not optimizer:
             raise ValueError(
                 "schedule must be a scheduler of this run's optimizer, got one of another. "
                 "Pass the same object as optimizer=."
             )
-        if isinstance(schedule, ReduceLROnPlateau) and not has_valid:
-            raise ValueError("schedule must not be ReduceLROnPlateau without valid: it reads it.")
-        if not isinstance(schedule, (OneCycleLR, CyclicLR)):
-            return _EachEpoch(schedule)
-        if isinstance(schedule, OneCycleLR) and steps is not None:
-            left = schedule.total_steps - schedule.last_epoch
+        if isinstance(schedule, _OnColumn):
+            _check_column(schedule, columns)
+        if isinstance(scheduler, OneCycleLR) and isinstance(schedule, _EachStep) and steps:
+            left = scheduler.total_steps - scheduler.last_epoch
             if left < epochs * steps:
                 raise ValueError(
                     f"schedule must last for {epochs} epochs of {steps} steps, got a OneCycleLR "
                     f"with {left} steps left. Use total_steps={epochs * steps}."
                 )
-        return _EachStep(schedule)
+        return schedule
     if isinstance(schedule, type) or not callable(schedule):
         raise TypeError(
             "schedule must be a function of progress, as tc.one_cycle() returns, or an instance of "
@@ -274,3 +367,53 @@ def schedule_of(
             "Give its class __len__, the number of batches."
         )
     return _ByProgress(schedule, optimizer, epochs, steps)
+
+
+def _check_column(schedule: _OnColumn, columns: Mapping[str, str | None]) -> None:
+    column, mode = schedule.column, schedule.scheduler.mode
+    if column == "valid_loss" and column not in columns:
+        raise ValueError(
+            "schedule must not be ReduceLROnPlateau without valid, whose loss it reads. Give a "
+            'valid, or name another column: tc.on("train_loss", scheduler).'
+        )
+    if column not in columns:
+        raise ValueError(
+            f"schedule must read a column of the history ({', '.join(columns)}), got {column!r}."
+        )
+    better = columns[column] or mode
+    if mode != better:
+        raise ValueError(
+            f'schedule must be ReduceLROnPlateau(mode="{better}") to read {column}, got '
+            f'mode="{mode}". Name the column that it is meant for: tc.on("accuracy", scheduler).'
+        )
+
+
+def doubts_about(schedule: Schedule, *, epochs: int, steps: int | None) -> Iterator[str]:
+    """What can hardly be meant: a first epoch that moves nothing, a plan longer than the run."""
+    if not isinstance(schedule, _EachEpoch) or isinstance(schedule, _OnColumn):
+        return
+    scheduler, each, total = schedule.scheduler, "epoch", epochs
+    name, fix = type(scheduler).__name__, "For one that counts batches: tc.each_step(scheduler)."
+    if isinstance(schedule, _EachStep):
+        each, total = "step", epochs * (steps or 0)
+        fix = f"Lay it out for the {total} steps of the run."
+    elif all(float(group["lr"]) == 0 for group in scheduler.optimizer.param_groups):
+        seen = (
+            f"The learning rate is 0 in the whole first epoch, since {name} steps once per epoch."
+        )
+        yield f"{seen} {fix}"
+    left = _length(scheduler) - getattr(scheduler, "last_epoch", 0)
+    # One cycle has to come to its end; others may be cut short, but not by half.
+    if total and left >= total * (1.1 if isinstance(scheduler, OneCycleLR) else 2):
+        seen = f"{name} is laid out for {left} steps and takes {total} in this run, one per {each}."
+        yield f"{seen} {fix}"
+
+
+def _length(scheduler: LRScheduler) -> int:
+    """How many of its steps a scheduler of torch is laid out for; 0 where it does not say."""
+    parts: Sequence[LRScheduler] = getattr(scheduler, "_schedulers", ())
+    if isinstance(scheduler, SequentialLR):
+        return int(scheduler._milestones[-1] if parts[1:] else 0) + _length(parts[-1])
+    names = ("T_max", "T_0", "total_iters", "total_steps", "total_size", "step_size")
+    said = [getattr(scheduler, name, 0) for name in names]
+    return int(max(*said, *getattr(scheduler, "milestones", ()), *map(_length, parts)))

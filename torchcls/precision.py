@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torchcls.batches import mapped
-from torchcls.step import Forward, Precision
+from torchcls.step import Forward, Precision, may_skip
 
 
 class _Mixed(Precision):
@@ -34,7 +34,7 @@ class _Scaled(_Mixed):
 
     They are scaled down before the optimizer's step, so that clipping and hooks see true gradients.
     A step whose gradients overflow is skipped and the scale is halved. A fused optimizer, as the
-    default one, does that without a wait for the accelerator.
+    default one, does that without a wait for the accelerator; but for SGD with momentum.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -52,7 +52,8 @@ class _Scaled(_Mixed):
 
     def step(self, optimizer: Optimizer) -> None:
         if self._has_gradients:
-            self._scaler.step(optimizer)
+            if may_skip(optimizer) or _are_finite(optimizer):
+                self._scaler.step(optimizer)
             self._scaler.update()
         self._has_gradients = False
 
@@ -64,6 +65,12 @@ class _Scaled(_Mixed):
         self._scaler = torch.amp.GradScaler(self._device.type)  # a broken step leaves marks
         self._scaler.load_state_dict(state)
         self._has_gradients = False
+
+
+def _are_finite(optimizer: Optimizer) -> bool:
+    """Whether all gradients are finite. On an accelerator this waits."""
+    held = (p.grad for group in optimizer.param_groups for p in group["params"])
+    return all(bool(gradient.isfinite().all()) for gradient in held if gradient is not None)
 
 
 PRECISIONS = ("float32", "bfloat16", "float16")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from torchcls.averaging import (
     Averaging,
@@ -20,7 +20,7 @@ from torchcls.averaging import (
     one_number,
     wide,
 )
-from torchcls.batches import Pair, check_whole_number, mapped, num_samples, split, to_device
+from torchcls.batches import Pair, check_whole_number, mapped, split, to_device
 
 Loss = Callable[[Any, Any], Any]
 Forward = Callable[[Any], Any]
@@ -87,12 +87,6 @@ class Pieces:
         """Give what to call on the inputs of each piece, and the pieces."""
         if self.size is None:
             return self._call, [batch]
-        inputs, targets = num_samples(batch[0]), num_samples(batch[1])
-        if inputs != targets:
-            raise ValueError(
-                "a batch must have as many inputs as targets to be cut by micro_batch, "
-                f"got {inputs} inputs and {targets} targets."
-            )
         return self._call, split(batch, self.size)
 
     def outputs(self, inputs: Any) -> Any:
@@ -299,6 +293,16 @@ class Step:
         """Go on from a state."""
         self.precision.load_state_dict(state["precision"])
         self.pieces.load_state_dict(state["pieces"])
+
+
+def may_skip(optimizer: Optimizer) -> bool:
+    """Whether an optimizer that is told to skip a step, by ``found_inf``, leaves its state alone.
+
+    torch's fused SGD writes its momentum all the same, and the next good step ruins the weights.
+    """
+    is_sgd = isinstance(optimizer, SGD)
+    groups = optimizer.param_groups
+    return not (is_sgd and any(g.get("fused") and g.get("momentum") for g in groups))
 
 
 def loss_on(loss_fn: Loss, device: torch.device) -> Loss:

@@ -16,9 +16,9 @@ from torchcls.preflight import contract, failure, scores, sources, training
 from torchcls.preflight import targets as of_targets
 from torchcls.preflight.check import check as check_batch
 from torchcls.preflight.check import denominator_findings, eager, is_compiled
-from torchcls.preflight.findings import Check, ContractError, Finding, act_on, error
+from torchcls.preflight.findings import Check, ContractError, Finding, act_on, error, warning
 from torchcls.preflight.reading import untouched
-from torchcls.step import ForwardOf, Loss, Taken, forward_of
+from torchcls.step import ForwardOf, Loss, Taken, forward_of, may_skip
 
 _KEPT = "The weights are those after the last good step."
 _SAID_ONCE = {"non-finite-loss", "non-finite-gradient", "non-finite-valid-loss", "all-ignored"}
@@ -29,7 +29,7 @@ class Preflight:
 
     To make one is the one pass over model, optimizer and data before anything runs; to call it is
     to look at a step. It takes the arguments of ``fit``, whether something sets the learning rate,
-    and whether steps whose gradients overflow are skipped anyway.
+    whether steps whose gradients overflow are skipped anyway, and doubts about the schedule.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Preflight:
         ignore: Collection[str],
         has_schedule: bool,
         scales_loss: bool,
+        doubts: Iterable[str] = (),
         forward: ForwardOf = None,
     ) -> None:
         self._forward, self._call = forward, forward_of(model, forward)
@@ -63,6 +64,7 @@ class Preflight:
         self._holds_back = self._watches_gradients = False
         if check != "off":
             self._settle(training.findings_of(model, loss_fn, optimizer, has_schedule=has_schedule))
+            self._settle(warning("learning-rate", doubt) for doubt in doubts)  # of the schedule
             self._settle([*of_targets.options_of(loss_fn), *sources.findings_of(train, valid)])
             self._has_targets = sources.targets_of(train) is not None
 
@@ -111,8 +113,8 @@ class Preflight:
         self._held = training.held_by(self._optimizer)
         self._first_bad, self._bad_before = self._bad_before, None
         is_fused = all(group.get("fused") for group in self._optimizer.param_groups)
-        may_hold_back = self._check == "error" and not self._scales_loss and is_fused
-        self._holds_back = may_hold_back and "non-finite-loss" in self._watched
+        is_told = is_fused and may_skip(self._optimizer) and not self._scales_loss
+        self._holds_back = is_told and self._check == "error" and "non-finite-loss" in self._watched
         self._watches_gradients = not self._scales_loss and "non-finite-gradient" in self._watched
 
     def _look_closely(self, taken: Taken) -> None:

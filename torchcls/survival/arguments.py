@@ -30,7 +30,8 @@ def described(choices: Any) -> dict[str, Any]:
     Args:
         choices: Has the arguments of ``fit`` as attributes, the optimizer made.
     """
-    schedule, optimizer = choices.schedule, choices.optimizer
+    given, optimizer = choices.schedule, choices.optimizer
+    schedule = getattr(given, "scheduler", given)  # behind tc.each_step and tc.on
     metrics = named_metrics(choices.metrics)
     groups = [_plain_ones(group) for group in optimizer.param_groups]
     of_groups = {name: [group.get(name) for group in groups] for name in groups[0]}
@@ -48,6 +49,9 @@ def described(choices: Any) -> dict[str, Any]:
         **{f"the metric {name}": _options_of(metric) for name, metric in metrics.items()},
         "the optimizer": {k: v[0] if v.count(v[0]) == len(v) else v for k, v in of_groups.items()},
     }
+    if schedule is not given:
+        pace = {"kind": type(given).__name__.strip("_"), **vars(given)}
+        options["the pace of the schedule"] = _plain_ones(pace)
     if isinstance(schedule, LRScheduler):
         options["schedule"] = _plain_ones(vars(schedule))
     elif schedule is not None:  # it depends on the number of epochs; any other may be given more
