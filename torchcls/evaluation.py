@@ -18,8 +18,8 @@ from torchcls.batches import (
     check_whole_number,
     device_of,
     mapped,
-    num_samples,
     pairs,
+    samples_in,
     split,
     to_device,
 )
@@ -109,7 +109,7 @@ def measure(
                     result = loss_fn(outputs, targets)
                     if number == 0 and is_fraction(result):
                         _check_denominator(loss_fn, outputs, targets)
-                    loss, count = one_loss(result, averaging.count(targets))
+                    loss, count = one_loss(result, averaging.counted(batch))
                     loss = zero_where_nothing_counts(loss, outputs, count)
                     reported = wide(averaging.reported(loss, count))
                     if averaging.numerator is None:
@@ -120,7 +120,7 @@ def measure(
                         look.at_valid(number, reported, batch, outputs)
                 for add, _ in scorers.values():
                     add(outputs, targets)
-                n += num_samples(targets)
+                n += samples_in(batch)
                 batch = None  # what the source raises next is no fault of this one
             values = {name: _as_number(value()) for name, (_, value) in scorers.items()}
     except Exception as failure:

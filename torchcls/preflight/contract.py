@@ -10,7 +10,7 @@ from torchcls import heads
 from torchcls.heads import KnownLoss
 from torchcls.preflight import targets as of_targets
 from torchcls.preflight.findings import Finding, error, note, warning
-from torchcls.preflight.graph import Executed, last_executed
+from torchcls.preflight.graph import Executed, last_executed, nodes
 from torchcls.preflight.reading import bounds, describe, dtype_of, span
 from torchcls.step import Loss
 
@@ -45,18 +45,24 @@ def _form(inputs: Any, targets: Any, outputs: Any, loss: KnownLoss) -> Iterator[
         yield from _lengths(inputs, outputs, targets)
 
 
+_PICK = (
+    " Return one of them, or pick it in the loss, with yours as criterion: "
+    "loss_fn=lambda outputs, targets: criterion({}, targets)."
+)
+
+
 def _how_to_pick(outputs: Any) -> str:
+    # Some models give several outputs in training and one in evaluation.
     if isinstance(outputs, (tuple, list)) and outputs and isinstance(outputs[0], Tensor):
-        # Some models give several outputs in training and one in evaluation.
-        one = f"outputs[0] if isinstance(outputs, {type(outputs).__name__}) else outputs"
-    elif isinstance(getattr(outputs, "logits", None), Tensor):
-        one = "outputs.logits"
+        kind, one = "tuple" if isinstance(outputs, tuple) else "list", "outputs[0]"
     elif isinstance(outputs, dict) and outputs:
+        kind = "dict"
         one = f"outputs[{'logits' if 'logits' in outputs else next(iter(outputs))!r}]"
+    elif isinstance(getattr(outputs, "logits", None), Tensor):
+        return _PICK.format("getattr(outputs, 'logits', outputs)")
     else:
         return ""
-    loss = f"loss_fn=lambda outputs, targets: criterion({one}, targets)"
-    return f" Return one of them, or pick it in the loss, with yours as criterion: {loss}."
+    return _PICK.format(f"{one} if isinstance(outputs, {kind}) else outputs")
 
 
 def _how_to_number(targets: Any, loss: KnownLoss) -> str:
@@ -216,4 +222,7 @@ def _by_value(outputs: Tensor, loss: KnownLoss) -> Iterator[Finding]:
     elif loss.name == "nll_loss" and math.isfinite(high) and high > 1e-2:
         seen = f"{loss} needs log-probabilities, never above 0, but the outputs are{span(outputs)}."
         fix = "Use CrossEntropyLoss on raw scores, or add LogSoftmax(dim=1)."
-        yield warning("not-log-probabilities", f"{seen} {fix}")
+        # Weighted by an advantage or a margin they may be what is meant.
+        has_log = any("LogSoftmax" in type(node).__name__ for node in nodes(outputs))
+        say = note if has_log else warning
+        yield say("not-log-probabilities", f"{seen} {fix}")
