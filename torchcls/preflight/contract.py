@@ -45,24 +45,19 @@ def _form(inputs: Any, targets: Any, outputs: Any, loss: KnownLoss) -> Iterator[
         yield from _lengths(inputs, outputs, targets)
 
 
-_PICK = (
-    " Return one of them, or pick it in the loss, with yours as criterion: "
-    "loss_fn=lambda outputs, targets: criterion({}, targets)."
-)
-
-
 def _how_to_pick(outputs: Any) -> str:
-    # Some models give several outputs in training and one in evaluation.
     if isinstance(outputs, (tuple, list)) and outputs and isinstance(outputs[0], Tensor):
-        kind, one = "tuple" if isinstance(outputs, tuple) else "list", "outputs[0]"
+        one = "outputs[0]"
     elif isinstance(outputs, dict) and outputs:
-        kind = "dict"
         one = f"outputs[{'logits' if 'logits' in outputs else next(iter(outputs))!r}]"
     elif isinstance(getattr(outputs, "logits", None), Tensor):
-        return _PICK.format("getattr(outputs, 'logits', outputs)")
+        one = "outputs.logits"
     else:
         return ""
-    return _PICK.format(f"{one} if isinstance(outputs, {kind}) else outputs")
+    # Some models give several outputs in training and one in evaluation.
+    one = f"outputs if isinstance(outputs, torch.Tensor) else {one}"
+    loss = f"loss_fn=lambda outputs, targets: criterion({one}, targets)"
+    return f" Return one of them, or pick it in the loss, with yours as criterion: {loss}."
 
 
 def _how_to_number(targets: Any, loss: KnownLoss) -> str:
@@ -224,5 +219,4 @@ def _by_value(outputs: Tensor, loss: KnownLoss) -> Iterator[Finding]:
         fix = "Use CrossEntropyLoss on raw scores, or add LogSoftmax(dim=1)."
         # Weighted by an advantage or a margin they may be what is meant.
         has_log = any("LogSoftmax" in type(node).__name__ for node in nodes(outputs))
-        say = note if has_log else warning
-        yield say("not-log-probabilities", f"{seen} {fix}")
+        yield (note if has_log else warning)("not-log-probabilities", f"{seen} {fix}")

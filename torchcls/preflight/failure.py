@@ -24,8 +24,10 @@ def explain_forward(failure: Exception, model: nn.Module, inputs: Any) -> Findin
         return None
     name = next((name for name, module in model.named_modules() if module is layer), "")
     which = f"The layer {type(layer).__name__}" + (f" {name!r}" if name else "")
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and isinstance(given, Tensor):
+        return _embedding(layer, which, given)
     if isinstance(given, Tensor):
-        return _of_tensor(layer, which, given)
+        return _dtype(layer, which, given) or _size(layer, which, given)
     if isinstance(given, (Mapping, str, list, tuple)):
         fix = "Make the inputs of a batch what the model takes"
         is_whole = isinstance(inputs, (Mapping, tuple)) and type(given) is type(inputs)
@@ -36,12 +38,6 @@ def explain_forward(failure: Exception, model: nn.Module, inputs: Any) -> Findin
         return None
     seen = f"{which} was given a {type(given).__name__} where it needs a tensor."
     return error("batch-form", f"{seen} {fix}")
-
-
-def _of_tensor(layer: nn.Module, which: str, given: Tensor) -> Finding | None:
-    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-        return _embedding(layer, which, given)
-    return _dtype(layer, which, given) or _size(layer, which, given)
 
 
 def _where(traceback: TracebackType | None) -> tuple[nn.Module | None, Any]:

@@ -67,20 +67,19 @@ def _held(source: Any, *, as_they_are: bool = False) -> _Held | None:
 
 
 def _rows_of(source: Any) -> tuple[Any, Tensor]:
-    """The dataset behind a loader, under all subsets, and its rows; (None, none) if unclear."""
-    dataset, sampler = _dataset(source), _sampler(source)
-    rows = torch.empty(0)
+    """The dataset of a loader, behind all subsets, and which rows of it; None where unclear."""
+    dataset, sampler, rows = _dataset(source), _sampler(source), torch.empty(0)
     try:
         if type(sampler) is SubsetRandomSampler:
             rows = _row_numbers(sampler.indices)
         elif _takes_all(source):
             rows = torch.arange(len(dataset), device="cpu")
         else:
-            return None, rows
+            dataset = None
         while type(dataset) is Subset:
             rows, dataset = _row_numbers(dataset.indices)[rows], dataset.dataset
     except (TypeError, ValueError, RuntimeError, IndexError):  # of slices or names, say
-        return None, rows
+        dataset = None
     return dataset, rows
 
 
@@ -240,7 +239,8 @@ def _same_samples(train: Any, valid: Any) -> Iterator[Finding]:
             yield _valid_is_train(f"All {len(valid)} validation batches are training batches")
         return
     (ours, rows), (theirs, asked) = _rows_of(train), _rows_of(valid)
-    shared = int(torch.isin(asked, rows).sum()) if ours is theirs else 0
+    is_same = ours is not None and ours is theirs
+    shared = int(torch.isin(asked, rows).sum()) if is_same else 0
     is_one_batch = num_batches(train) == 1  # to overfit one is a test of its own
     if shared and not is_one_batch:
         code = "valid-is-train" if shared >= len(asked) / 2 else "valid-overlaps"

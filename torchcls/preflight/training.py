@@ -19,12 +19,10 @@ def findings_of(
 ) -> Iterator[Finding]:
     """What can be seen of model and optimizer before anything runs."""
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.momentum == 0:
-            tracked, is_trained = module.num_batches_tracked, module.training or not model.training
-            if tracked is not None and tracked == 0 and is_trained:
-                seen = f"{type(module).__name__} {name!r} has momentum 0: evaluation will use"
-                fix = "a mean of 0 and a variance of 1, whatever the data. The default is 0.1."
-                yield warning("batch-statistics", f"{seen} {fix}")
+        # Momentum 0 may keep statistics as they are, but not those of no batch at all.
+        if isinstance(module, _BatchNorm) and module.momentum == module.num_batches_tracked == 0:
+            seen = f"{type(module).__name__} {name!r} has momentum 0, so evaluation takes a mean of"
+            yield warning("batch-statistics", f"{seen} 0 and a variance of 1. The default is 0.1.")
     if optimizer is None:
         return
     own = loss_fn.parameters() if isinstance(loss_fn, nn.Module) else ()
