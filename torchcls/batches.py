@@ -149,8 +149,14 @@ def to_device(structure: Any, device: torch.device) -> Any:
 # ------------------------------------------------------------------ sources of batches
 
 
-def pairs(batches: Iterable[Any], name: str, *, may_be_empty: bool = False) -> Iterator[Pair]:
-    """Start a pass over batches, each checked to be a pair; without any it is a ValueError."""
+def pairs(
+    batches: Iterable[Any],
+    name: str,
+    *,
+    may_be_empty: bool = False,
+    read: Callable[[Any, str], Pair] | None = None,
+) -> Iterator[Pair]:
+    """Start a pass over batches, each read as a pair; without any it is a ValueError."""
     try:
         iterator = iter(batches)
     except TypeError:
@@ -159,7 +165,7 @@ def pairs(batches: Iterable[Any], name: str, *, may_be_empty: bool = False) -> I
     def checked() -> Iterator[Pair]:
         is_empty = True
         for batch in iterator:
-            pair = as_pair(batch, name)
+            pair = (read or as_pair)(batch, name)
             if is_empty:
                 _check_no_sample(batches, pair, name)
                 is_empty = False

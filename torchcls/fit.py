@@ -13,7 +13,7 @@ from torchcls.batches import check_source, check_whole_number, device_of, num_ba
 from torchcls.data.nearby import Nearby
 from torchcls.device import Device, place, select_device
 from torchcls.display import Display
-from torchcls.evaluation import Evaluation, Metrics, measure, named_metrics
+from torchcls.evaluation import Evaluation, Metrics, Scores, is_object, measure, named_metrics
 from torchcls.history import History
 from torchcls.optim import check_lr, check_optimizer, default_optimizer, schedule_of
 from torchcls.precision import check_precision, precision_of
@@ -49,6 +49,7 @@ def fit(
     loss_fn: Loss,
     epochs: int = 10,
     metrics: Metrics = (),
+    train_metrics: Metrics = (),
     optimizer: Optimizer | None = None,
     lr: float | None = None,
     schedule: Any = None,
@@ -77,6 +78,8 @@ def fit(
             (numerator, denominator).
         epochs: How often to go through ``train``.
         metrics: What to measure on ``valid``, as ``evaluate`` takes it.
+        train_metrics: The same on the outputs of the training steps, each from before its step and
+            in training mode, with no second pass; columns of their own, such as ``train_accuracy``.
         optimizer: Any optimizer over the model's parameters. None builds ``default_optimizer``.
         lr: Learning rate of the default optimizer, 1e-3 if None; not beside ``optimizer``.
         schedule: ``tc.one_cycle()``, any function from progress in [0, 1) to a scale of each
@@ -160,6 +163,7 @@ def epochs(
     loss_fn: Loss,
     epochs: int = 10,
     metrics: Metrics = (),
+    train_metrics: Metrics = (),
     optimizer: Optimizer | None = None,
     lr: float | None = None,
     schedule: Any = None,
@@ -272,6 +276,7 @@ def _assembled(chosen: Any) -> Run:
             pieces=pieces,
             precision=precision,
             clip_norm=chosen.clip_norm,
+            keeps_outputs=bool(chosen.train_metrics),
         ),
         optimizer,
         device,
@@ -279,6 +284,7 @@ def _assembled(chosen: Any) -> Run:
         schedule=schedule,
         validate=None if valid is None else validate,
         look=look,
+        scores=Scores(chosen.train_metrics, device) if chosen.train_metrics else None,
     )
     run.history.findings = look.findings  # the same list: more may follow
     run.around = display.shown
@@ -308,8 +314,14 @@ def _check(chosen: Any) -> None:
     check_source(chosen.train, "train")
     if has_valid:
         check_source(chosen.valid, "valid")
-    _check_metrics(chosen.metrics, has_valid=has_valid)
+    _check_metrics(chosen.metrics, chosen.train_metrics, has_valid=has_valid)
     check_keeping(chosen.checkpoint, chosen.resume, chosen.save_every)
+    objects = [name for name, m in named_metrics(chosen.train_metrics).items() if is_object(m)]
+    if objects and chosen.checkpoint is not None:
+        raise ValueError(
+            f"train_metrics must be functions where there is a checkpoint, got {objects[0]}, an "
+            "object: what it was fed inside an epoch cannot be kept. Measure it on valid."
+        )
     Best(chosen.best, chosen.metrics, has_valid=has_valid)
     if optimizer is not None and lr is not None:
         raise ValueError(
@@ -328,12 +340,15 @@ def _check(chosen: Any) -> None:
     forward_of(model, chosen.forward)
 
 
-def _check_metrics(metrics: Metrics, *, has_valid: bool) -> None:
-    names = named_metrics(metrics)
-    taken = [name for name in names if name in _RESERVED]
+def _check_metrics(metrics: Metrics, train_metrics: Metrics, *, has_valid: bool) -> None:
+    names, of_train = named_metrics(metrics), named_metrics(train_metrics)
+    columns = (*_RESERVED, *(f"train_{name}" for name in of_train))
+    if "loss" in of_train:
+        raise ValueError("train_metrics must not be named 'loss': train_loss is another column.")
+    taken = [name for name in names if name in columns]
     if taken:
         raise ValueError(
-            f"metrics must not be named like another column ({', '.join(_RESERVED)}), "
+            f"metrics must not be named like another column ({', '.join(columns)}), "
             f"got {taken[0]!r}. Name it with a dict: metrics={{'my_{taken[0]}': metric}}."
         )
     if names and not has_valid:

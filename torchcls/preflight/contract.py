@@ -46,16 +46,17 @@ def _form(inputs: Any, targets: Any, outputs: Any, loss: KnownLoss) -> Iterator[
 
 
 def _how_to_pick(outputs: Any) -> str:
-    if isinstance(outputs, (tuple, list)) and outputs and isinstance(outputs[0], Tensor):
+    kind = next((kind for kind in (tuple, list, dict) if isinstance(outputs, kind)), None)
+    if kind in (tuple, list) and outputs and isinstance(outputs[0], Tensor):
         one = "outputs[0]"
-    elif isinstance(outputs, dict) and outputs:
+    elif kind is dict and outputs:
         one = f"outputs[{'logits' if 'logits' in outputs else next(iter(outputs))!r}]"
     elif isinstance(getattr(outputs, "logits", None), Tensor):
-        one = "outputs.logits"
+        one = "getattr(outputs, 'logits', outputs)"
     else:
         return ""
-    # Some models give several outputs in training and one in evaluation.
-    one = f"outputs if isinstance(outputs, torch.Tensor) else {one}"
+    if kind is not None:  # some models give several outputs in training and one in evaluation
+        one += f" if isinstance(outputs, {kind.__name__}) else outputs"
     loss = f"loss_fn=lambda outputs, targets: criterion({one}, targets)"
     return f" Return one of them, or pick it in the loss, with yours as criterion: {loss}."
 

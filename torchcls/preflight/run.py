@@ -275,4 +275,4 @@ class Preflight:
         self._said_before = {finding.code for finding in self.findings}
         self._watched -= self._said_before
         if state.get("first bad") is not None:
-            self._bad_before = torch.tensor(state["first bad"])
+            self._bad_before = torch.tensor(state["first bad"], device="cpu")
