@@ -9,8 +9,18 @@ import pytest
 import torch
 from torch import tensor
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from torchcls.batches import mapped, num_samples, split, to_device
+import torchcls as tc
+from torchcls.batches import (
+    check_source,
+    mapped,
+    num_samples,
+    pairs,
+    samples_in,
+    split,
+    to_device,
+)
 
 
 class Pair(NamedTuple):
@@ -232,3 +242,85 @@ def test_numbers_and_strings_go_with_every_piece():
             "mask": None,
             "t": tensor(7),
         }
+
+
+# --- sources ----------------------------------------------------------------------------------
+
+FEATURES, LABELS = torch.rand(6, 4), torch.arange(6) % 3
+GOOD = [(FEATURES, LABELS)]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return zip(FEATURES, LABELS, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ((FEATURES, LABELS), r"one Tensor of shape \(6, 4\).*tc\.Batches\(inputs, targets"),
+        ([FEATURES.numpy(), LABELS.numpy()], r"one ndarray of shape \(6, 4\).*tc\.Batches"),
+        (FEATURES.numpy(), r"got ndarray.*tc\.Batches"),
+        ({"x": FEATURES, "y": LABELS}, r"got dict.*tc\.Batches"),
+        ([*GOOD, FEATURES], r"one Tensor of shape \(6, 4\)"),
+        ([(x, np.int64(1)) for x in FEATURES], "samples of a list.*shuffle=True"),
+        (TensorDataset(FEATURES, torch.rand(6, 3)), "samples of a TensorDataset"),
+        (Stream(), r"samples of a Stream. Wrap it: .*batch_size=64\)"),
+        (DataLoader(Stream(), batch_size=None), "samples of a DataLoader. Give it a batch_size"),
+        (DataLoader(TensorDataset(FEATURES, LABELS), batch_size=None), "Give it a batch_size"),
+        (DataLoader(TensorDataset(FEATURES), 2), "got 1 part.*tc\\.Batches"),
+    ],
+)
+def test_what_holds_no_batches_is_refused_and_the_advice_makes_some(source, words):
+    with pytest.raises(TypeError, match=f"train must .*{words}"):
+        _ = check_source(source, "train"), next(pairs(source, "train"))
+
+
+@pytest.mark.parametrize("source", [(FEATURES, LABELS), FEATURES, [*GOOD, FEATURES]])
+def test_a_validation_source_in_memory_is_refused_before_an_epoch_is_trained(source):
+    model = torch.nn.Linear(4, 3)
+    before = model.weight.detach().clone()
+    with pytest.raises(TypeError, match="valid must"):
+        tc.fit(model, GOOD, source, loss_fn=torch.nn.CrossEntropyLoss(), epochs=1, progress=False)
+    assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        GOOD,
+        tuple(GOOD),
+        DataLoader(GOOD, batch_size=None),
+        TensorDataset(FEATURES.reshape(2, 3, 4), LABELS.reshape(2, 3)),
+        [("inputs of any kind", LABELS)],
+    ],
+)
+def test_batches_of_any_kind_are_taken(source):
+    check_source(source, "train")
+    assert len(next(pairs(source, "train"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "n"),
+    [
+        (FEATURES, LABELS[:4], 4),  # targets say it first
+        (FEATURES, None, 6),
+        (FEATURES, ["a", "b", "a", "c", "b", "a"], 6),
+        (FEATURES, torch.tensor(3), 6),
+        (torch.rand(4, 10, 6), (LABELS, torch.tensor([1, 2, 1, 2])), 4),  # concatenated, lengths
+        (FEATURES, {"node": LABELS, "graph": LABELS[:2]}, 6),
+        ("anything", None, 1),
+    ],
+)
+def test_samples_are_counted_by_targets_else_by_inputs(inputs, targets, n):
+    assert samples_in((inputs, targets)) == n
+
+
+def test_targets_of_no_form_are_averaged_over_the_inputs():
+    batches = [(torch.full((n, 1), float(n)), None) for n in (1, 3)]
+    model = torch.nn.Linear(1, 1)
+    loss_fn = lambda outputs, targets: outputs.square().mean()  # noqa: E731
+    expected = loss_fn(model(torch.tensor([[1.0], [3], [3], [3]])), None).item()
+    assert tc.evaluate(model, batches, loss_fn=loss_fn).loss == pytest.approx(expected, rel=1e-6)
+    history = tc.fit(model, batches, loss_fn=loss_fn, epochs=1, lr=1e-9, progress=False)
+    assert history[0].train_loss == pytest.approx(expected, rel=1e-6)

@@ -413,7 +413,7 @@ def test_the_same_seed_gives_the_same_bits_and_learns():
             r"3 samples, batch_size=4, drop_last=True.*Lower batch_size",
         ),
         (7, TypeError, r"iterable of pairs.*got int.*tc\.Batches"),
-        ([inputs()], TypeError, r"one Tensor of shape \(70, 4\).*TensorDataset"),
+        ([inputs()], TypeError, r"one Tensor of shape \(70, 4\).*tc\.Batches"),
     ],
 )
 def test_batches_that_are_none_say_so(batches, error, words):
@@ -422,26 +422,39 @@ def test_batches_that_are_none_say_so(batches, error, words):
         tc.train_one_epoch(model, batches, tc.cross_entropy, sgd(model))
 
 
+class Scaled(nn.Linear):
+    """A model of one argument or two."""
+
+    def forward(self, x, scale=None):
+        return super().forward(x if scale is None else x * scale[:, None])
+
+
 @pytest.mark.parametrize(
-    "items",
+    ("items", "scale"),
     [
-        [{"image": x, "label": y} for x, y in zip(inputs(), IDS, strict=True)],
-        list(zip(inputs(), IDS, range(70), strict=True)),
+        ([{"image": x, "label": y} for x, y in zip(inputs(), IDS, strict=True)], None),
+        (list(zip(inputs(), range(70), IDS, strict=True)), torch.arange(70)),
+        (list(zip(inputs(), IDS, range(70), strict=True)), None),
     ],
-    ids=["dict", "three parts"],
+    ids=["dict", "three parts", "an index behind the target"],
 )
-def test_the_collate_fn_that_the_message_shows_works(items):
-    model = linear()
+def test_the_lines_that_the_message_shows_work(items, scale):
+    model = Scaled(4, 3)
     with pytest.raises(TypeError, match="must hold pairs") as caught:
         tc.train_one_epoch(model, DataLoader(items, 32), tc.cross_entropy, sgd(model))
     shown = textwrap.dedent(str(caught.value).partition("torch.utils.data:\n")[2])
+    forward = None
+    if scale is not None:
+        forward = eval(shown.partition("forward=")[2])
+    elif "parts" in shown:  # the comment's way is meant
+        before, _, instead = shown.partition("  # the target second: ")
+        shown = f"{before}\n    {instead}"
     scope = {}
     exec(f"from torch.utils.data import default_collate\n{shown}", scope)
     assert scope["as_pair"].__name__ == "as_pair"  # with a name, spawned workers can be sent it
     loader = DataLoader(items, 32, collate_fn=scope["as_pair"])
-    frozen = torch.optim.SGD(model.parameters(), lr=0.0)
-    loss = tc.train_one_epoch(model, loader, tc.cross_entropy, frozen)
-    assert loss == pytest.approx(F.cross_entropy(model(inputs()), IDS).item(), rel=1e-6)
+    loss = tc.evaluate(model, loader, loss_fn=tc.cross_entropy, forward=forward).loss
+    assert loss == pytest.approx(F.cross_entropy(model(inputs(), scale), IDS).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(

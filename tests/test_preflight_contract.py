@@ -1,6 +1,10 @@
 """Outputs, targets and loss: every mismatch with its code and the fix that is named."""
 
+import collections
+import copy
 import functools
+import re
+import types
 
 import pytest
 import torch
@@ -169,7 +173,7 @@ def test_classes_in_the_last_axis_are_found_also_where_the_lengths_agree():
     features = torch.randn(5, 3, 4)
     outputs = LAYERS[3](features)  # (5, 3, 3): positions, then classes
     ((code, severity, message),) = said(outputs, torch.zeros(5, 3).long(), CE, features)
-    assert (code, severity) == ("wrong-axis", "warning")
+    assert (code, severity) == ("wrong-axis", "note")
     assert "outputs.movedim(-1, 1)" in message
     ((code, *_),) = said(LAYERS[4](features), torch.zeros(5, 3).long(), CE, features)
     assert code == "wrong-axis"
@@ -190,7 +194,7 @@ def maps(k, side=2):
 MASK = torch.tensor([0, 255, 0, 255, 255, 0], dtype=torch.uint8)
 REST = [
     (IDS, IDS, CE, "output-form", "whole numbers"),
-    (Output(out(3)), IDS, CE, "output-form", "outputs.logits"),
+    (Output(out(3)), IDS, CE, "output-form", "getattr(outputs, 'logits', outputs)"),
     (None, IDS, CE, "output-form", "gives None"),
     (out(3), {"ids": IDS}, CE, "target-form", "got (6,) int64"),
     (out(3), None, CE, "target-form", "got None"),
@@ -203,7 +207,8 @@ REST = [
     (maps(3), IDS, CE, "target-shape", "nn.AdaptiveAvgPool2d(1)"),
     (out(2), MASK.long(), CE, "target-range", "targets // 255"),
     (out(3), IDS, nn.CrossEntropyLoss(torch.ones(3).double()), "loss-weight", "weight.float()"),
-    (out(3), IDS, nn.CrossEntropyLoss(torch.ones(3).long()), "loss-weight", "must be floats"),
+    (out(3), IDS, nn.CrossEntropyLoss(torch.ones(3).long()), "loss-weight",
+     "must be float32 as the outputs are, got int64"),
     (out(1), YES[:, None], nn.BCEWithLogitsLoss(pos_weight=torch.ones(2)), "loss-weight",
      "Give one number for each output"),
     (maps(1), torch.zeros(N, 2, 2), BCEL, "target-shape", "targets.reshape(-1, 1, 2, 2)"),
@@ -300,9 +305,103 @@ def test_ids_of_bytes_are_left_alone_for_samples_and_named_for_maps():
         loss_fn(outputs, masks.long())
 
 
-def test_the_way_to_one_output_of_several_keeps_the_loss_and_works_in_evaluation():
-    ((_, _, message),) = said((out(3), out(3)), IDS, nn.CrossEntropyLoss(torch.ones(3)))
-    advice = message.partition("loss_fn=")[2].removesuffix(".")
-    loss_fn = eval(advice, {"criterion": CE})
-    both = (out(3), out(2))
-    assert loss_fn(both, IDS) == loss_fn(both[0], IDS) == CE(both[0], IDS)
+TARGET_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+LOSSES = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "HuberLoss",
+    "SmoothL1Loss",
+    "MSELoss",
+    "CrossEntropyLoss",
+    "NLLLoss",
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("loss_name", LOSSES)
+def test_a_dtype_that_torch_refuses_is_an_error_and_no_other(dtype, loss_name):
+    by_class = loss_name in ("CrossEntropyLoss", "NLLLoss")  # the weight's, or the targets'
+    activation = {"BCELoss": torch.sigmoid, "NLLLoss": lambda z: z.log_softmax(1)}.get(loss_name)
+    for other in TARGET_DTYPES:
+        outputs = copy.deepcopy(LAYERS[3]).to(dtype)(X.to(dtype))
+        outputs = outputs if activation is None else activation(outputs)
+        weight = {"weight": torch.ones(3, dtype=other)} if by_class else {}
+        loss_fn = getattr(nn, loss_name)(**weight)
+        targets = IDS if by_class else ROWS.to(other)
+        found = [f for f in said(outputs, targets, loss_fn) if f[1] == "error"]
+        try:
+            loss_fn(outputs, targets).backward()
+        except RuntimeError:
+            ((code, _, message),) = found
+            assert code == ("loss-weight" if by_class else "target-dtype")
+            for fix in re.findall(r"(?:targets|weight)\.(?:to|float)\([\w.]*\)", message):
+                fixed = eval(fix, {"torch": torch, "targets": targets, **weight})
+                assert fixed.dtype == dtype
+        else:
+            assert found == []
+
+
+def test_weights_beside_rows_and_under_autocast_are_cast_by_torch():
+    weighted = nn.CrossEntropyLoss(torch.ones(3, dtype=torch.float64))
+    assert said(out(3), ROWS, weighted) == []
+    with torch.autocast("cpu"):
+        assert said(LAYERS[3](X), IDS, nn.CrossEntropyLoss(torch.ones(3))) == []
+
+
+def test_arrays_where_the_model_needs_tensors_are_named():
+    with pytest.raises(tc.ContractError, match=r"torch\.as_tensor\(inputs, dtype=torch\.float32\)"):
+        tc.fit(LAYERS[3], [(X.numpy(), IDS)], loss_fn=CE, epochs=1, progress=False)
+
+
+def test_a_list_ranked_as_a_whole_is_one_sample():
+    scores = out(1)[:, 0]
+    assert said(scores, torch.rand(N).softmax(0), CE) == []
+    assert said(scores, YES, CE)[0][0] == "one-output"
+
+
+def test_log_probabilities_that_are_weighted_are_a_note():
+    advantage = torch.tensor([[1.0], [-2], [3], [-4], [5], [-6]])
+    weighted = out(3, lambda z: z.log_softmax(1) * advantage)
+    assert said(weighted, IDS, nn.NLLLoss())[0][:2] == ("not-log-probabilities", "note")
+    assert said(out(3, lambda z: z.exp() * advantage), IDS, nn.NLLLoss())[0][1] == "warning"
+
+
+class Several(nn.Module):
+    """Two heads in training, one in evaluation."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.head, self.other, self.form = nn.Linear(4, 3), nn.Linear(4, 3), form
+
+    def forward(self, x):
+        logits = self.head(x)
+        return self.form(logits, self.other(x)) if self.training else logits
+
+
+FORMS = {
+    "a tuple": lambda logits, other: (logits, other),
+    "a list": lambda logits, other: [logits, other],
+    "a named tuple": collections.namedtuple("Outputs", "logits other"),
+    "a dict": lambda logits, other: {"other": other, "logits": logits},
+    "an object": lambda logits, other: types.SimpleNamespace(logits=logits, other=other),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_line_that_picks_one_of_several_outputs_keeps_the_loss_and_works_in_validation(form):
+    criterion = nn.CrossEntropyLoss(
+        torch.tensor([1.0, 2, 9]), ignore_index=255, label_smoothing=0.1
+    )
+    targets = torch.tensor([0, 1, 2, 0, 1, 255])
+    model = Several(FORMS[form])
+    with pytest.raises(tc.ContractError) as refused:
+        tc.fit(model, [(X, targets)], loss_fn=criterion, epochs=1, progress=False)
+    line = re.search(r"loss_fn=(lambda .*)\. \[output-form\]", str(refused.value))[1]
+    loss_fn = eval(line, {"criterion": criterion})
+    expected = criterion(model.head(X), targets).item()
+    history = tc.fit(model, [(X, targets)], [(X, targets)], loss_fn=loss_fn, epochs=1, lr=1e-9,
+                     device="cpu", progress=False)  # fmt: skip
+    assert history[0].train_loss == pytest.approx(expected, rel=1e-6)
+    assert history[0].valid_loss == pytest.approx(expected, rel=1e-6)

@@ -50,7 +50,7 @@ def test_one_sample_for_batch_statistics_is_named():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     (finding,) = tc.check(model, (torch.rand(1, 4), IDS[:1]), nn.CrossEntropyLoss())
     assert finding.code == "last-batch"
-    assert "BatchNorm1d '1' cannot train on a batch of 1 sample" in finding.message
+    assert "BatchNorm1d '1' cannot train on 1 sample at a time" in finding.message
 
 
 class Fails(nn.Module):

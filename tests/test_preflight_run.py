@@ -199,7 +199,14 @@ def test_an_epoch_in_which_nothing_counts_stops_the_run():
 def preflight_of(model, optimizer, **keywords):
     keywords = {"check": "error", "ignore": (), "scales_loss": False, **keywords}
     return Preflight(
-        model, nn.CrossEntropyLoss(), (), optimizer, batches(), None, has_schedule=False, **keywords
+        model,
+        nn.CrossEntropyLoss(),
+        (),
+        optimizer,
+        batches(size=1),
+        None,
+        has_schedule=False,
+        **keywords,
     )
 
 

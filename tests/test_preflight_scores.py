@@ -242,3 +242,27 @@ def test_a_function_of_ones_own_on_several_columns_is_not_called_by_a_run():
     tc.fit(nn.Linear(4, 3), [(X, IDS)], [(X[:7], IDS[:7])], loss_fn=CE, metrics=[metric],
            epochs=2, progress=False)  # fmt: skip
     assert calls == [7, 7]
+
+
+@pytest.mark.parametrize("metric", [tc.accuracy, tc.error_rate])
+def test_an_argmax_over_rows_of_several_classes_is_doubted(metric):
+    several = torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 0, 0]]).repeat(4, 1)[:10]
+    (finding,) = said([metric], 3, several)
+    assert (finding.code, finding.severity) == ("metric-of-another-row", "warning")
+    assert "which has multilabel_accuracy" in finding.message
+    rows = F.one_hot(IDS, 3).float()
+    for of_one in (rows, rows * 0.9 + 0.05, rows * 0.5 + rows.roll(1, 1) * 0.5):
+        (finding,) = said([metric], 3, of_one)
+        assert finding.severity == "note"
+
+
+def test_a_class_that_the_loss_alone_leaves_out_is_doubted():
+    theirs = torchmetrics.classification.MulticlassAccuracy
+    padded = nn.CrossEntropyLoss(ignore_index=0)
+    for metric in (tc.accuracy, functools.partial(tc.top_k_accuracy, k=2), theirs(3)):
+        (finding,) = said([metric], 3, IDS, padded)
+        assert (finding.code, finding.severity) == ("metric-ignore-index", "warning")
+        assert "Give it ignore_index=0" in finding.message
+    alike = functools.partial(tc.accuracy, ignore_index=0), theirs(3, ignore_index=0)
+    for metric, loss_fn in ((alike[0], padded), (alike[1], padded), (tc.accuracy, CE)):
+        assert said([metric], 3, IDS, loss_fn) == []

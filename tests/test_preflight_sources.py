@@ -1,5 +1,9 @@
 """The data: what the loaders and the tensors behind them show before the first step."""
 
+import copy
+import itertools
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +11,10 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    IterableDataset,
     SequentialSampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
 )
 
@@ -69,7 +75,7 @@ def test_what_cannot_be_compared_is_not(inputs):
 )
 def test_subsets_by_what_is_no_row_number_are_left_alone(indices):
     subset = DataLoader(Subset(TensorDataset(X, IDS), indices), 1)
-    assert codes(subset, loader()) == []
+    assert codes(subset, loader()) == codes(subset, copy.copy(subset)) == []
     assert sources.some_rows(subset) is None
 
 
@@ -243,9 +249,103 @@ def test_unscaled_pixels_are_doubted_where_the_first_loss_shows_it():
     assert seen(pixels, 40.0) == ["unscaled-inputs"]
     assert seen(pixels, 1.1) == []  # the model scales them itself
     assert seen(pixels / 255, 40.0) == []
-    assert seen(pixels.byte(), 40.0) == []
+    assert seen(pixels.byte(), 40.0) == ["unscaled-inputs"]  # cast by the model, and not scaled
+    assert seen(pixels[:, 0], 40.0) == ["unscaled-inputs"]  # without the axis of one channel
+    assert seen(pixels.flatten(1), 40.0) == []  # tables,
+    assert seen(pixels.flatten(2), 40.0) == []  # spectra
+    assert seen(pixels[:, 0] + 0.25, 40.0) == []  # and series of one length are no pixels
+    assert seen(pixels.long(), 40.0) == []  # nor are ids
     assert seen(pixels - 128, 40.0) == []
     assert seen(pixels, 40.0, lambda o, t: o.sum()) == []
     assert seen(pixels, 40.0, nn.CrossEntropyLoss(torch.ones(3))) == []
     assert seen(pixels, 40.0, nn.BCEWithLogitsLoss()) == ["unscaled-inputs"]
     assert seen(pixels, 40.0, nn.MSELoss()) == []
+
+
+class Own(Dataset):
+    """A dataset that nobody can look into."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        return X[i], IDS[i]
+
+
+@pytest.mark.parametrize("dataset", [Own(), TensorDataset(X, IDS)], ids=["own", "tensors"])
+def test_rows_of_one_dataset_in_both_splits_are_found(dataset):
+    def of(train, valid):
+        return codes(DataLoader(Subset(dataset, train), 8), DataLoader(Subset(dataset, valid), 8))
+
+    assert of(range(30), range(30, 40)) == []
+    assert of(range(30), range(20, 40)) == SAME  # half of them
+    assert of(range(30), torch.arange(29, 40)) == ["valid-overlaps"]
+    whole, part = DataLoader(dataset, 8), DataLoader(Subset(Subset(dataset, range(20)), [3]), 8)
+    assert codes(whole, part) == SAME
+    by_sampler = [
+        DataLoader(dataset, 8, sampler=SubsetRandomSampler(range(*rows)))
+        for rows in ((0, 30), (25, 40), (30, 40))
+    ]
+    assert codes(*by_sampler[:2]) == ["valid-overlaps"]
+    assert codes(by_sampler[0], by_sampler[2]) == []
+    (finding,) = sources.findings_of(*by_sampler[:2])
+    assert finding.severity == "warning"
+    assert "5 of 15 validation samples are training samples" in finding.message
+
+
+def test_one_input_with_many_targets_is_doubted():
+    def seen(inputs, targets=IDS):
+        return [finding.code for finding in sources.one_input(inputs, targets)]
+
+    same = X[:1].expand(40, 6)
+    assert seen(same) == ["one-input"]
+    assert seen(same, IDS * 0) == []
+    assert seen(same[:7], IDS[:7]) == []  # too few to tell
+    assert seen(X) == seen({"x": same}) == seen(same.to("meta")) == []
+    with pytest.warns(UserWarning, match="All 40 inputs of the first batch are equal"):
+        tc.fit(nn.Linear(6, 4), [(same, IDS)], loss_fn=nn.CrossEntropyLoss(), epochs=1,
+               progress=False)  # fmt: skip
+
+
+class Whole(IterableDataset):
+    """All samples, whoever asks."""
+
+    def __init__(self, length=None, shares=False):
+        self.length, self.shares = length, shares
+
+    def __iter__(self):
+        info = torch.utils.data.get_worker_info()
+        return itertools.islice(zip(X, IDS, strict=True), info.id if self.shares else 0, None,
+                                info.num_workers if self.shares else 1)  # fmt: skip
+
+
+class Sized(Whole):
+    def __len__(self):
+        return 40
+
+
+def fit_stream(stream):
+    loader = DataLoader(stream, 8, num_workers=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about the length, and ours: findings keep them
+        history = tc.fit(nn.Linear(6, 4), loader, loss_fn=nn.CrossEntropyLoss(), epochs=1,
+                         device="cpu", progress=False)  # fmt: skip
+    return [str(finding) for finding in history.findings]
+
+
+def test_workers_that_each_give_the_whole_stream_are_said():
+    (same,) = fit_stream(Whole())
+    assert "The first two batches are the same" in same
+    assert "islice(samples, info.id, None, info.num_workers)" in same
+    same, more = fit_stream(Sized())
+    assert "An epoch had 10 training batches where their len() is 5" in more
+    assert fit_stream(Sized(shares=True)) == []
+
+
+def test_more_batches_than_len_promises_are_said_of_any_source():
+    def said(given):
+        return [str(finding) for finding in sources.more_batches(range(3), given)]
+
+    assert said(3) == said(2) == []
+    (words,) = said(4)
+    assert "An epoch had 4 training batches where their len() is 3. Mend it" in words

@@ -138,3 +138,82 @@ def test_parameters_of_a_loss_that_nobody_trains_are_a_note():
     codes, words = said(model, Margin(), SGD(model.parameters(), 0.1))
     assert codes == [("loss-parameters", "note")]
     assert "*loss_fn.parameters()" in words
+
+
+def head_only(run_before):
+    """A network whose body was frozen when its optimizer was made, and maybe used."""
+    model = network()
+    model[0].requires_grad_(False)
+    optimizer = SGD(filter(lambda p: p.requires_grad, model.parameters()), 0.1)
+    if run_before:
+        fitted(model, optimizer=optimizer)
+    model.requires_grad_(True)
+    return model, optimizer
+
+
+def test_layers_that_were_unfrozen_behind_an_optimizer_that_has_stepped_are_doubted():
+    codes, words = said(*(pair := head_only(run_before=True))[:1], optimizer=pair[1])
+    assert codes == [("optimizer-part", "warning")]
+    assert "(0.weight, 0.bias), which were frozen when it stepped last" in words
+    with pytest.warns(UserWarning, match="add_param_group"):
+        fitted(pair[0], optimizer=pair[1])
+
+
+def test_a_part_that_an_optimizer_leaves_out_is_a_note_where_it_may_be_meant():
+    model, optimizer = head_only(run_before=False)
+    assert said(model, optimizer=optimizer)[0] == [("optimizer-part", "note")]
+    for _ in range(2):  # the body has gradients in both runs
+        fitted(model, optimizer=optimizer)
+    assert said(model, optimizer=optimizer)[0] == [("optimizer-part", "note")]
+
+
+class Stateless(nn.Module):
+    """A network that is called with parameters from elsewhere."""
+
+    def __init__(self, parameters):
+        super().__init__()
+        self.base, self.elsewhere = network().requires_grad_(False), lambda: parameters
+
+    def forward(self, x):
+        return torch.func.functional_call(self.base, self.elsewhere(), (x,))
+
+
+def test_parameters_that_no_module_holds_are_seen_in_the_graph():
+    parameters = {k: nn.Parameter(v.clone()) for k, v in network().named_parameters()}
+    model, before = Stateless(parameters), parameters["2.bias"].clone()
+    optimizer = SGD(parameters.values(), 0.1)
+    assert said(model, optimizer=optimizer)[0] == []
+    assert fitted(model, optimizer=optimizer).findings == []
+    assert not torch.equal(before, parameters["2.bias"])
+    of_copies = SGD([p.detach().clone().requires_grad_() for p in parameters.values()], 0.1)
+    with pytest.raises(tc.ContractError, match="all-frozen"):
+        fitted(model, optimizer=of_copies)
+
+
+def with_norm(**keywords):
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, **keywords), nn.Linear(8, 3))
+
+
+def test_batch_statistics_over_pieces_are_doubted_unless_they_are_frozen():
+    with pytest.warns(UserWarning, match=r"BatchNorm \(1\).*each piece of micro_batch"):
+        fitted(with_norm(), micro_batch=3)
+    frozen = with_norm()
+    frozen[1].eval()
+    assert fitted(frozen, micro_batch=3).findings == []
+    assert fitted(with_norm()).findings == []
+    assert fitted(with_norm(), micro_batch=6).findings == []  # one piece
+
+
+def test_a_piece_of_one_sample_names_micro_batch():
+    with pytest.raises(tc.ContractError, match=r"1 sample at a time.*or micro_batch"):
+        fitted(with_norm(), micro_batch=5, ignore=["batch-statistics"])
+
+
+def test_running_statistics_that_never_move_are_doubted():
+    codes, words = said(with_norm(momentum=0.0))
+    assert codes == [("batch-statistics", "warning")]
+    assert "BatchNorm1d '1' has momentum 0" in words
+    trained = with_norm()
+    fitted(trained)
+    trained[1].momentum = 0.0  # frozen as they are
+    assert said(trained)[0] == []

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcls.batches import num_samples
+from torchcls.batches import Pair, num_samples, samples_in
 from torchcls.heads import KnownLoss, may_be_changed, recognise, reduction_of
 
 Count = int | float | Tensor
@@ -33,6 +33,10 @@ class Averaging:
     # counts: label smoothing spreads a target whose class has weight 0 over classes that have some,
     # so a part may count nothing and still add to the loss. None everywhere else.
     numerator: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def counted(self, batch: Pair) -> Count:
+        """What a batch counts, with whatever targets a loss of the user's own may have."""
+        return samples_in(batch) if self.count is num_samples else self.count(batch[1])
 
     def may_be_cut(self, targets: Any) -> bool:
         """Whether the loss takes a piece of a batch: weights with a row for each sample do not."""

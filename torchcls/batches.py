@@ -1,8 +1,9 @@
 """What a batch is: a pair (inputs, targets) of tensors as people nest them, on some device."""
 
+import contextlib
 import copy
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Number
 from types import NoneType
 from typing import Any, SupportsIndex
@@ -10,7 +11,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 Pair = tuple[Any, Any]
 
@@ -75,6 +76,17 @@ def num_samples(structure: Any) -> int:
             f"a batch must hold tensors that agree in the length of their first axis, got {seen}."
         )
     return lengths.pop()
+
+
+def samples_in(batch: Pair) -> int:
+    """How many samples a batch holds: as its targets say, else as its inputs do, else 1.
+
+    For a loss of one's own, whose targets may be anything: None, strings, nodes beside graphs.
+    """
+    for part in reversed(batch):
+        with contextlib.suppress(ValueError):
+            return num_samples(part)
+    return 1
 
 
 def split(structure: Any, size: int) -> list[Any]:
@@ -258,11 +270,15 @@ def check_source(batches: Any, name: str) -> None:
             "which runs dry after one epoch. Pass a list, a DataLoader or a tc.Batches."
         )
     is_iterable = hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")
-    if isinstance(batches, Tensor) or not is_iterable:
+    # Arrays, too, and dicts of them: what comes out of these are rows and keys, never batches.
+    if hasattr(batches, "__array__") or isinstance(batches, (str, Mapping)) or not is_iterable:
         raise TypeError(_not_batches(batches, name))
     if num_batches(batches) == 0:
         raise ValueError(_no_batch(batches, name))
     # Validation comes after a whole epoch: what can be seen without drawing is seen now.
+    if isinstance(batches, (list, tuple)):
+        for batch in batches:
+            as_pair(batch, name)
     if isinstance(batches, (list, tuple, TensorDataset)):
         _check_no_sample(batches, batches[0], name)
 
@@ -307,11 +323,18 @@ def as_pair(batch: Any, name: str) -> Pair:
         inputs = f"b[{others[0]!r}]" if len(others) == 1 else "b"  # several: the model takes all
         made = f"        b = default_collate(samples)\n        return {inputs}, b[{target!r}]"
     elif isinstance(batch, (tuple, list)) and len(batch) > 2:
-        seen, made = f"{len(batch)} parts", "        return default_collate(samples)[:2]"
+        seen = f"{len(batch)} parts"
+        made = (
+            "        parts = default_collate(samples)  # the target second: return parts[:2]\n"
+            "        return tuple(parts[:-1]), parts[-1]"
+            "  # and forward=lambda model, inputs: model(*inputs)"
+        )
     else:
-        shape = f" of shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else ""
-        seen, made = f"one {type(batch).__name__}{shape}", ""
-    remedy = "Put each input and its target together, as in TensorDataset(inputs, targets)."
+        shape = f" of shape {tuple(batch.shape)}" if hasattr(batch, "shape") else ""
+        parts = len(batch) if isinstance(batch, (tuple, list)) else None
+        seen = f"one {type(batch).__name__}{shape}" if parts is None else f"{parts} part"
+        made = ""
+    remedy = "Put inputs and targets together: tc.Batches(inputs, targets, batch_size=64)."
     if made:  # a named function: workers that are spawned cannot be sent a lambda
         remedy = (
             "Give the DataLoader collate_fn=as_pair, with default_collate from torch.utils.data:\n"
@@ -322,13 +345,23 @@ def as_pair(batch: Any, name: str) -> Pair:
 
 def _check_no_sample(batches: Any, first: Any, name: str) -> None:
     """Refuse a dataset, or a list of samples, where batches are wanted."""
-    target = first[1] if isinstance(first, (tuple, list)) and len(first) == 2 else None
-    is_one = target.ndim == 0 if isinstance(target, Tensor) else isinstance(target, (int, float))
-    if is_one and isinstance(batches, (Dataset, list, tuple)):
-        raise TypeError(
-            f"{name} must give batches, got the single samples of a {type(batches).__name__}. "
-            "Wrap it: torch.utils.data.DataLoader(samples, batch_size=64, shuffle=True)."
-        )
+    if not isinstance(first, (tuple, list)) or len(first) != 2:
+        return
+    inputs, target = first
+    is_one = getattr(target, "ndim", None) == 0 or isinstance(target, (int, float))
+    if isinstance(batches, TensorDataset):  # whose rows may have axes of their own
+        is_one = is_one or inputs.shape[:1] != target.shape[:1]
+    gives_samples = isinstance(batches, (Dataset, list, tuple))
+    if isinstance(batches, DataLoader):
+        gives_samples = batches.batch_sampler is None
+    if not (is_one and gives_samples):
+        return
+    seen = f"{name} must give batches, got the single samples of a {type(batches).__name__}. "
+    if isinstance(batches, DataLoader):
+        raise TypeError(f"{seen}Give it a batch_size.")
+    shuffle = "" if isinstance(batches, IterableDataset) else ", shuffle=True"
+    fix = f"Wrap it: torch.utils.data.DataLoader(samples, batch_size=64{shuffle})."
+    raise TypeError(seen + fix)
 
 
 def _not_batches(batches: Any, name: str) -> str:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchcls.averaging import Mean, averaging_of, fraction, is_fraction, one_loss, wide
-from torchcls.batches import Pair, device_of, mapped, num_samples, pairs, to_device
+from torchcls.batches import Pair, device_of, mapped, pairs, samples_in, to_device
 from torchcls.device import random_state, set_random_state
 from torchcls.metrics import (
     accuracy,
@@ -104,7 +104,7 @@ def measure(
                     result = loss_fn(outputs, targets)
                     if number == 0 and is_fraction(result):
                         _check_denominator(loss_fn, outputs, targets)
-                    loss, count = one_loss(result, averaging.count(targets))
+                    loss, count = one_loss(result, averaging.counted(batch))
                     loss = zero_where_nothing_counts(loss, outputs, count)
                     reported = wide(averaging.reported(loss, count))
                     if averaging.numerator is None:
@@ -114,7 +114,7 @@ def measure(
                     if look is not None and not isinstance(reported, Tensor):
                         look.at_valid(number, reported, batch, outputs)
                 scores.add(outputs, targets)
-                n += num_samples(targets)
+                n += samples_in(batch)
                 batch = None  # what the source raises next is no fault of this one
             values = scores.values()
     except Exception as failure:

@@ -219,7 +219,7 @@ class Step:
         averaging = self._averaging
         outputs = self.precision.outputs(forward, inputs)
         # The loss as it is: one piece keeps the very bits of the plain loop.
-        loss, count = one_loss(self.loss_fn(outputs, targets), averaging.count(targets))
+        loss, count = one_loss(self.loss_fn(outputs, targets), averaging.counted(batch))
         loss = zero_where_nothing_counts(loss, outputs, count)
         self.precision.backward(loss)
         loss = loss.detach()

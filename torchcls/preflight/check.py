@@ -139,7 +139,7 @@ def _of_step(
     averaging = averaging_of(loss_fn)
     try:
         result = loss_fn(outputs, targets)
-        loss, count = one_loss(result, averaging.count(targets))
+        loss, count = one_loss(result, averaging.counted(batch))
     except Exception as raised:
         is_known = any(finding.severity == "error" for finding in found)
         return found if is_known else [*found, _failed("loss-fails", "loss", raised, outputs)]
@@ -153,8 +153,9 @@ def _of_step(
         why = failure.what_went_first(batch, outputs, model)
         found.append(error("non-finite-loss", f"The loss is {value:g} in this batch. {why}"))
     if loss.requires_grad:
-        if optimizer is not None and loss_name is None:
-            found += training.held_findings(model, optimizer, graph.leaves(loss))
+        if optimizer is not None:
+            frozen = training.untrained(model, optimizer)
+            found += training.held_findings(model, optimizer, graph.leaves(loss), frozen)
         found += _of_gradients(loss, model, optimizer)
     return found
 

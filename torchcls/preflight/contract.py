@@ -10,7 +10,7 @@ from torchcls import heads
 from torchcls.heads import KnownLoss
 from torchcls.preflight import targets as of_targets
 from torchcls.preflight.findings import Finding, error, note, warning
-from torchcls.preflight.graph import Executed, last_executed
+from torchcls.preflight.graph import Executed, last_executed, nodes
 from torchcls.preflight.reading import bounds, describe, dtype_of, span
 from torchcls.step import Loss
 
@@ -46,15 +46,17 @@ def _form(inputs: Any, targets: Any, outputs: Any, loss: KnownLoss) -> Iterator[
 
 
 def _how_to_pick(outputs: Any) -> str:
-    if isinstance(outputs, (tuple, list)) and outputs and isinstance(outputs[0], Tensor):
-        # Some models give several outputs in training and one in evaluation.
-        one = f"outputs[0] if isinstance(outputs, {type(outputs).__name__}) else outputs"
-    elif isinstance(getattr(outputs, "logits", None), Tensor):
-        one = "outputs.logits"
-    elif isinstance(outputs, dict) and outputs:
+    kind = next((kind for kind in (tuple, list, dict) if isinstance(outputs, kind)), None)
+    if kind in (tuple, list) and outputs and isinstance(outputs[0], Tensor):
+        one = "outputs[0]"
+    elif kind is dict and outputs:
         one = f"outputs[{'logits' if 'logits' in outputs else next(iter(outputs))!r}]"
+    elif isinstance(getattr(outputs, "logits", None), Tensor):
+        one = "getattr(outputs, 'logits', outputs)"
     else:
         return ""
+    if kind is not None:  # some models give several outputs in training and one in evaluation
+        one += f" if isinstance(outputs, {kind.__name__}) else outputs"
     loss = f"loss_fn=lambda outputs, targets: criterion({one}, targets)"
     return f" Return one of them, or pick it in the loss, with yours as criterion: {loss}."
 
@@ -216,4 +218,6 @@ def _by_value(outputs: Tensor, loss: KnownLoss) -> Iterator[Finding]:
     elif loss.name == "nll_loss" and math.isfinite(high) and high > 1e-2:
         seen = f"{loss} needs log-probabilities, never above 0, but the outputs are{span(outputs)}."
         fix = "Use CrossEntropyLoss on raw scores, or add LogSoftmax(dim=1)."
-        yield warning("not-log-probabilities", f"{seen} {fix}")
+        # Weighted by an advantage or a margin they may be what is meant.
+        has_log = any("LogSoftmax" in type(node).__name__ for node in nodes(outputs))
+        yield (note if has_log else warning)("not-log-probabilities", f"{seen} {fix}")

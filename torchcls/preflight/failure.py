@@ -24,17 +24,20 @@ def explain_forward(failure: Exception, model: nn.Module, inputs: Any) -> Findin
         return None
     name = next((name for name, module in model.named_modules() if module is layer), "")
     which = f"The layer {type(layer).__name__}" + (f" {name!r}" if name else "")
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and isinstance(given, Tensor):
+        return _embedding(layer, which, given)
+    if isinstance(given, Tensor):
+        return _dtype(layer, which, given) or _size(layer, which, given)
     if isinstance(given, (Mapping, str, list, tuple)):
-        seen = f"{which} was given a {type(given).__name__} where it needs a tensor."
         fix = "Make the inputs of a batch what the model takes"
         is_whole = isinstance(inputs, (Mapping, tuple)) and type(given) is type(inputs)
         fix += f", or {one_by_one}." if is_whole else "."
-        return error("batch-form", f"{seen} {fix}")
-    if not isinstance(given, Tensor):
+    elif hasattr(given, "__array__"):  # of numpy or pandas: float64, as a rule
+        fix = "Use torch.as_tensor(inputs, dtype=torch.float32)."
+    else:
         return None
-    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-        return _embedding(layer, which, given)
-    return _dtype(layer, which, given) or _size(layer, which, given)
+    seen = f"{which} was given a {type(given).__name__} where it needs a tensor."
+    return error("batch-form", f"{seen} {fix}")
 
 
 def _where(traceback: TracebackType | None) -> tuple[nn.Module | None, Any]:
@@ -89,8 +92,9 @@ def _size(layer: nn.Module, which: str, given: Tensor) -> Finding | None:
         return error("input-shape", f"{wants}, but was given {shape}. {fix}")
     is_single = layer.training and len(shape) > 1 and given.numel() == shape[1]
     if is_single and isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
-        seen = f"{which} cannot train on a batch of 1 sample."
-        return error("last-batch", f"{seen} Use drop_last=True, or another batch size.")
+        seen = f"{which} cannot train on 1 sample at a time."
+        fix = "Use drop_last=True, or another batch size or micro_batch."
+        return error("last-batch", f"{seen} {fix}")
     return None
 
 

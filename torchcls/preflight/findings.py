@@ -20,13 +20,13 @@ CODES = {
             target-shape""",
         "loss": """label-smoothing loss-broadcasts loss-fails loss-parameters loss-weight
             loss-without-graph""",
-        "metrics": """metric-broadcasts metric-ignores-outputs metric-of-another-row metric-refuses
-            metric-threshold""",
-        "model and optimizer": """all-frozen forward-fails learning-rate maximize no-gradient
-            optimizer-misses optimizer-of-another-model optimizer-part""",
-        "data": """batch-form class-tables input-dtype input-shape last-batch one-class
-            scale-differs shape-differs sorted-targets unscaled-inputs valid-drops-samples
-            valid-is-train valid-overlaps""",
+        "metrics": """metric-broadcasts metric-ignore-index metric-ignores-outputs
+            metric-of-another-row metric-refuses metric-threshold""",
+        "model and optimizer": """all-frozen batch-statistics forward-fails learning-rate maximize
+            no-gradient optimizer-misses optimizer-of-another-model optimizer-part""",
+        "data": """batch-form class-tables input-dtype input-shape last-batch one-class one-input
+            repeated-batches scale-differs shape-differs sorted-targets unscaled-inputs
+            valid-drops-samples valid-is-train valid-overlaps""",
         "numbers": "non-finite-gradient non-finite-loss non-finite-valid-loss",
     }.items()
 }

@@ -10,12 +10,13 @@ from torch.optim import Optimizer
 
 from torchcls import heads
 from torchcls.averaging import Mean
-from torchcls.batches import Pair, split
+from torchcls.batches import Pair, samples_in, split
 from torchcls.evaluation import Metrics, named_metrics
 from torchcls.preflight import contract, failure, scores, sources, training
 from torchcls.preflight import targets as of_targets
 from torchcls.preflight.check import check as check_batch
 from torchcls.preflight.check import denominator_findings, eager, is_compiled
+from torchcls.preflight.failure import explain_forward
 from torchcls.preflight.findings import Check, ContractError, Finding, act_on, error, warning
 from torchcls.preflight.reading import untouched
 from torchcls.step import ForwardOf, Loss, Taken, forward_of, may_skip
@@ -58,6 +59,7 @@ class Preflight:
         self._watched = set() if check == "off" else _SAID_ONCE - self._ignore
         self._epoch = self._number = -1
         self._has_seen_step, self._has_seen_valid = False, valid is None
+        self._first_batch: Any = None  # until the second was seen
         self._first_inputs: Any = None  # some of the first batch, until validation was seen
         self._first_bad: Tensor | None = None  # the number of a batch, on an accelerator
         self._bad_before: Tensor | None = None  # the same, in the process that is resumed
@@ -66,6 +68,7 @@ class Preflight:
             self._settle(training.findings_of(model, loss_fn, optimizer, has_schedule=has_schedule))
             self._settle(warning("learning-rate", doubt) for doubt in doubts)  # of the schedule
             self._settle([*of_targets.options_of(loss_fn), *sources.findings_of(train, valid)])
+            self._frozen = training.untrained(model, optimizer)
             self._has_targets = sources.targets_of(train) is not None
 
     def _settle(self, findings: Iterable[Finding]) -> None:
@@ -123,6 +126,11 @@ class Preflight:
         if not self._has_seen_step and not is_empty:
             self._settle(self._of_first_step(taken))
             self._has_seen_step = True
+        if self._number == 0:
+            self._first_batch = taken.batch
+        elif self._number == 1 and self._first_batch is not None:
+            self._settle(sources.repeated_batches(self._train, self._first_batch, taken.batch))
+            self._first_batch = None
         is_said = self._has_targets or any(f.code == "target-range" for f in self.findings)
         # Class ids out of range raise by themselves.
         if not is_said and isinstance(targets, Tensor) and targets.is_floating_point():
@@ -135,15 +143,19 @@ class Preflight:
         found += scores.loss_findings(loss_fn, outputs, targets)
         used = {id(p) for p in (*model.parameters(), *self._held) if p.grad is not None}
         found += training.gradient_findings(used, model, self._optimizer)
+        found += training.held_findings(model, self._optimizer, used, self._frozen)
         if loss is None:
-            found += training.held_findings(model, self._optimizer, used)
             found += denominator_findings(taken.count)
+        if samples_in((inputs, targets)) < samples_in(taken.batch):
+            found += training.batch_statistics(model)
         found += self._scores(inputs, targets, outputs)
         for source in (self._train, self._valid):
             stored = sources.targets_of(source)
             if stored is not None:
                 found += of_targets.in_range(stored, outputs, loss)
         found += sources.last_batch(self._train, targets, outputs)
+        if loss is not None:
+            found += sources.one_input(*taken.batch)
         if not isinstance(taken.mean, Tensor):
             found += sources.unscaled_pixels(inputs, outputs, taken.mean, loss_fn)
         valid = sources.some_rows(self._valid)
@@ -217,6 +229,7 @@ class Preflight:
             kept = _KEPT if self._holds_back else "The optimizer has gone on stepping."
             seen = f"The loss is not finite in {where}. On the CPU the run says what went first."
             self._say_once("non-finite-loss", f"{seen} {kept}")
+        self._settle(sources.more_batches(self._train, self._number + 1))
 
     def at_valid(self, number: int, loss: float, batch: Pair, outputs: Any) -> None:
         """Look at a validation batch: the first beside training, of each the loss."""
@@ -244,6 +257,9 @@ class Preflight:
             found = check_batch(self._model, batch, self._loss_fn, forward=self._forward)
         except Exception:  # what stands in the way of looking is the failure itself
             return
+        # Of a piece, say, where the whole batch is fine.
+        by_layer = explain_forward(failure, self._model, batch[0])
+        found += [by_layer] if by_layer is not None and not found else []
         try:
             self._settle(f for f in found if f.severity == "error" and f.code[-6:] != "-fails")
         except ContractError as explained:

@@ -15,7 +15,7 @@ from torchcls.evaluation import is_object
 from torchcls.heads import Head, KnownLoss
 from torchcls.preflight.findings import Finding, error, note, warning
 from torchcls.preflight.graph import last_executed
-from torchcls.preflight.reading import consists_of, drawing_nothing
+from torchcls.preflight.reading import consists_of, drawing_nothing, is_readable
 from torchcls.step import Loss
 
 
@@ -34,6 +34,7 @@ def findings_of(
     with torch.no_grad(), drawing_nothing(outputs.device):
         for name, metric in named.items():
             row = _row_of(metric)
+            found += _ignores_alike(name, metric, row, loss)
             if row is not None:
                 found += _ours(name, metric, row, outputs, targets, loss)
             elif not is_object(metric):
@@ -70,7 +71,31 @@ def _ours(
     rows = None if loss is None else heads.row_of(loss.name, outputs)
     if rows is not None and rows is not row:
         seen = f"The metric {name} belongs to another kind of target than {loss}"
-        yield note("metric-of-another-row", f"{seen}, which has {rows.metric or 'none'}.")
+        is_wrong = row.decision == "argmax" and _are_of_several(targets)
+        yield (warning if is_wrong else note)(
+            "metric-of-another-row", f"{seen}, which has {rows.metric or 'none'}."
+        )
+
+
+def _are_of_several(targets: Tensor) -> bool:
+    """Whether some row is of several classes or of none, which no argmax can say."""
+    if targets.ndim < 2 or not targets.is_floating_point() or not is_readable(targets):
+        return False
+    is_one = ((targets > 0.5).sum(1) == 1) | ((targets.sum(1) - 1).abs() < 1e-2)  # smoothed, mixed
+    return not bool(is_one.all())
+
+
+def _ignores_alike(
+    name: str, metric: Any, row: Head | None, loss: KnownLoss | None
+) -> Iterator[Finding]:
+    """Whether loss and metric leave out the same class."""
+    ignored = loss.options["ignore_index"] if loss and "ids" in loss.kind.targets else -1
+    theirs = getattr(metric, "ignore_index", ignored)
+    if row is not None and "ignore_index" in (known := inspect.signature(metric).parameters):
+        theirs = known["ignore_index"].default
+    if ignored >= 0 and theirs != ignored:
+        seen = f"The loss leaves out targets that are {ignored}, but the metric {name} counts them."
+        yield warning("metric-ignore-index", f"{seen} Give it ignore_index={ignored}, too.")
 
 
 def _are_raw(outputs: Tensor, loss: KnownLoss | None) -> bool | None:

@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
 )
 
@@ -19,7 +21,7 @@ from torchcls import heads
 from torchcls.batches import num_batches
 from torchcls.preflight.findings import Finding, error, note, warning
 from torchcls.preflight.graph import normalises_single_values
-from torchcls.preflight.reading import bounds, is_readable, span
+from torchcls.preflight.reading import bounds, is_readable, leaves_of, span
 from torchcls.step import Loss
 
 
@@ -49,25 +51,43 @@ class _Held(NamedTuple):
 
 def _held(source: Any, *, as_they_are: bool = False) -> _Held | None:
     """What a source holds; with ``as_they_are`` only where its batches hold the same values."""
-    dataset = _dataset(source)
     if _is_batches(source):
-        tensors, is_changed = (source.inputs, source.targets), source.transform is not None
-    elif _takes_all(source) and type(_whole(dataset)) is TensorDataset:
-        tensors = _whole(dataset).tensors
-        is_changed = source.collate_fn is not torch.utils.data.default_collate
+        tensors: tuple[Any, ...] = (source.inputs, source.targets)
+        is_changed = source.transform is not None
+        rows = torch.arange(len(source.inputs), device="cpu")
     else:
-        return None
+        dataset, rows = _rows_of(source)
+        if type(dataset) is not TensorDataset:
+            return None
+        tensors = dataset.tensors
+        is_changed = source.collate_fn is not torch.utils.data.default_collate
     if len(tensors) != 2 or (is_changed and as_they_are):
         return None
-    if type(dataset) is not Subset:
-        return _Held(*tensors, torch.arange(len(tensors[0]), device="cpu"))
+    return _Held(*tensors, rows)
+
+
+def _rows_of(source: Any) -> tuple[Any, Tensor]:
+    """The dataset of a loader, behind all subsets, and which rows of it; None where unclear."""
+    dataset, sampler, rows = _dataset(source), _sampler(source), torch.empty(0, device="cpu")
     try:
-        rows = torch.as_tensor(dataset.indices, device="cpu")
-    except (TypeError, ValueError, RuntimeError):  # of slices, say
-        return None
-    are_numbers = rows.ndim == 1 and rows.dtype in (torch.int64, torch.int32)
-    is_nested = type(dataset.dataset) is Subset
-    return _Held(*tensors, rows.long()) if are_numbers and not is_nested else None
+        if type(sampler) is SubsetRandomSampler:
+            rows = _row_numbers(sampler.indices)
+        elif _takes_all(source):
+            rows = torch.arange(len(dataset), device="cpu")
+        else:
+            dataset = None
+        while type(dataset) is Subset:
+            rows, dataset = _row_numbers(dataset.indices)[rows], dataset.dataset
+    except (TypeError, ValueError, RuntimeError, IndexError):  # of slices or names, say
+        dataset = None
+    return dataset, rows
+
+
+def _row_numbers(indices: Any) -> Tensor:
+    rows = torch.as_tensor(indices, device="cpu")
+    if rows.ndim != 1 or rows.dtype not in (torch.int64, torch.int32):
+        raise ValueError
+    return rows.long()
 
 
 def _is_batches(source: Any) -> bool:
@@ -143,7 +163,8 @@ def _order(train: Any) -> Iterator[Finding]:
     if ids is None or not _are_ids(ids) or len(ids) < 2:
         return
     steps = ids[1:].long() - ids[:-1].long()
-    is_shuffled = type(_sampler(train)) is RandomSampler or getattr(train, "shuffle", False)
+    is_random = type(_sampler(train)) in (RandomSampler, SubsetRandomSampler)
+    is_shuffled = is_random or getattr(train, "shuffle", False)
     if not steps.any():
         yield note("one-class", f"All {len(ids)} training targets are {ids[0].item()}.")
     elif not is_shuffled and ((steps >= 0).all() or (steps <= 0).all()):
@@ -218,22 +239,27 @@ def _same_samples(train: Any, valid: Any) -> Iterator[Finding]:
         if len(valid) > 1 and all(_is_pair(batch) and id(batch[0]) in tensors for batch in valid):
             yield _valid_is_train(f"All {len(valid)} validation batches are training batches")
         return
-    ours, theirs = _held(train), _held(valid)
-    if ours is not None and theirs is not None:
-        yield from _overlap(ours, theirs, is_one_batch=num_batches(train) == 1)
+    (ours, rows), (theirs, asked) = _rows_of(train), _rows_of(valid)
+    is_same = ours is not None and ours is theirs
+    shared = int(torch.isin(asked, rows).sum()) if is_same else 0
+    is_one_batch = num_batches(train) == 1  # to overfit one is a test of its own
+    if shared and not is_one_batch:
+        code = "valid-is-train" if shared >= len(asked) / 2 else "valid-overlaps"
+        which = f"{shared} of {len(asked)} validation samples"
+        yield _valid_is_train(f"{which} are training samples of the same dataset", code)
         return
-    is_one = _dataset(train) is not None and _dataset(train) is _dataset(valid)
-    if is_one and _takes_all(train) and _takes_all(valid) and batches != 1:
-        yield _valid_is_train("Training and validation go over the same dataset")
+    held, other = _held(train), _held(valid)
+    if held is not None and other is not None:
+        yield from _overlap(held, other, is_one_batch=is_one_batch)
 
 
 def _is_pair(batch: Any) -> bool:
     return isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor)
 
 
-def _valid_is_train(what: str) -> Finding:
+def _valid_is_train(what: str, code: str = "valid-is-train") -> Finding:
     fix = "Split the data first, as random_split does."
-    return warning("valid-is-train", f"{what}: that says nothing about new data. {fix}")
+    return warning(code, f"{what}: that says nothing about new data. {fix}")
 
 
 def _overlap(ours: _Held, theirs: _Held, *, is_one_batch: bool) -> Iterator[Finding]:
@@ -314,17 +340,63 @@ def _spread(inputs: Tensor) -> float:
 
 
 def unscaled_pixels(inputs: Any, outputs: Any, loss: float, loss_fn: Loss) -> Iterator[Finding]:
-    """Pixels from 0 to 255 as floats that a model does not scale itself, as its loss shows."""
-    if not isinstance(inputs, Tensor) or not isinstance(outputs, Tensor) or inputs.ndim < 2:
+    """Images of 0 to 255 that a model does not scale itself, as its loss shows."""
+    if not isinstance(inputs, Tensor) or not isinstance(outputs, Tensor) or inputs.ndim < 3:
         return
-    if not inputs.is_floating_point() or not is_readable(inputs) or inputs[0].numel() < 16:
+    # Narrower than 4 in height or width they are spectra or series, as tables are no images.
+    if not is_readable(inputs) or min(inputs.shape[-2:]) < 4:
         return
+    if not inputs.is_floating_point() and inputs.dtype != torch.uint8:
+        return
+    if inputs.ndim == 3 and (inputs != inputs.trunc()).any():
+        return  # several series of one length
     low, high = bounds(inputs) or (0, 0)
     guessing = _loss_of_guessing(outputs, loss_fn)
     if guessing and 3 * guessing <= loss < math.inf and 0 <= low <= 10 and 100 < high <= 255.5:
         seen = f"The inputs run from {low:g} to {high:g}, as unscaled pixels do."
         first = f"The first loss is {loss:.3g} where guessing gives {guessing:.3g}."
         yield warning("unscaled-inputs", f"{seen} {first} Divide them by 255.")
+
+
+def one_input(inputs: Any, targets: Any) -> Iterator[Finding]:
+    """Whether all samples of a batch have one input, but not one target."""
+    if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
+        return
+    n = len(inputs) if inputs.ndim else 0
+    if n < 8 or not is_readable(inputs) or not is_readable(targets) or len(targets) != n:
+        return
+    if (inputs == inputs[:1]).all() and not (targets == targets[:1]).all():
+        seen = f"All {n} inputs of the first batch are equal, and their targets are not."
+        yield warning("one-input", f"{seen} Look at how the inputs are read and collated.")
+
+
+def repeated_batches(train: Any, first: Any, second: Any) -> Iterator[Finding]:
+    """Whether the first two batches of a stream, which come from two workers, are the same."""
+    parts = [*zip(leaves_of(first), leaves_of(second), strict=False)]
+    are_tensors = all(isinstance(leaf, Tensor) and is_readable(leaf) for p in parts for leaf in p)
+    if _workers(train) > 1 and are_tensors and all(torch.equal(*pair) for pair in parts):
+        yield warning("repeated-batches", f"The first two batches are the same. {_SHARE}")
+
+
+def more_batches(train: Any, given: int) -> Iterator[Finding]:
+    """Whether an epoch had more batches than its source promises."""
+    promised, workers = num_batches(train), _workers(train)
+    if promised is not None and given >= promised + workers:  # the last of each may be a small one
+        seen = f"An epoch had {given} training batches where their len() is {promised}."
+        fix = _SHARE if workers > 1 else "Mend it: schedules are planned by it."
+        yield warning("repeated-batches", f"{seen} {fix}")
+
+
+_SHARE = (
+    "Every worker goes through the whole IterableDataset unless its __iter__ shares it out: "
+    "itertools.islice(samples, info.id, None, info.num_workers), "
+    "with info = torch.utils.data.get_worker_info()."
+)
+
+
+def _workers(train: Any) -> int:
+    """How many processes read a stream, each of them all of it unless it shares itself out."""
+    return max(1, train.num_workers) if isinstance(_dataset(train), IterableDataset) else 1
 
 
 def _loss_of_guessing(outputs: Tensor, loss_fn: Loss) -> float | None:

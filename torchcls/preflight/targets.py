@@ -8,7 +8,7 @@ from torch import Tensor
 
 from torchcls import heads
 from torchcls.heads import KnownLoss
-from torchcls.preflight.findings import Finding, error, warning
+from torchcls.preflight.findings import Finding, error, note, warning
 from torchcls.preflight.graph import was_written_into_last_axis
 from torchcls.preflight.reading import bounds, consists_of, dtype_of, is_readable
 
@@ -17,7 +17,7 @@ def findings_of(outputs: Tensor, targets: Tensor, loss: KnownLoss) -> Iterator[F
     """Whether the targets, and the weights of a loss, go with the outputs."""
     by_class = "ids" in loss.kind.targets
     found = [*(_class_targets if by_class else _same_shape)(outputs, targets, loss)]
-    yield from found or _weights(outputs, loss)
+    yield from found or _weights(outputs, targets, loss)
 
 
 def in_range(targets: Tensor, outputs: Tensor, loss: KnownLoss | None) -> Iterator[Finding]:
@@ -58,7 +58,7 @@ def _class_targets(outputs: Tensor, targets: Tensor, loss: KnownLoss) -> Iterato
             seen = (
                 f"A linear layer wrote the classes of {shape} into the last axis; axis 1 is read."
             )
-            yield warning("wrong-axis", f"{seen} Use outputs.movedim(-1, 1).")
+            yield note("wrong-axis", f"{seen} Use outputs.movedim(-1, 1).")
     elif form == "rows" and are_floats and "rows" in loss.kind.targets:
         yield from _rows(targets)
     elif form == "column" and not are_floats:
@@ -90,6 +90,9 @@ def _wrong_kind(targets: Tensor, form: str, loss: KnownLoss) -> str:
 
 def _one_output(outputs: Tensor, targets: Tensor, loss: KnownLoss) -> Finding | None:
     is_one = outputs.ndim == 1 and targets.ndim > 0 and len(outputs) == len(targets)
+    are_shares = targets.is_floating_point() and is_readable(targets)
+    if is_one and are_shares and abs(1 - targets.sum()) < 1e-2:
+        return None  # one list, ranked as a whole
     if not is_one and not (outputs.ndim >= 2 and outputs.shape[1] == 1):
         return None
     if outputs.ndim > 2 and targets.ndim == 1 and outputs.numel() > len(outputs):
@@ -164,6 +167,9 @@ def _rows(targets: Tensor) -> Iterator[Finding]:
 # ------------------------------------------------------------------ number by number
 
 
+_ONE_DTYPE = ("binary_cross_entropy", "huber_loss")  # the others promote
+
+
 def _same_shape(outputs: Tensor, targets: Tensor, loss: KnownLoss) -> Iterator[Finding]:
     shape, found = tuple(outputs.shape), tuple(targets.shape)
     floats = "" if targets.is_floating_point() else ".float()"
@@ -180,6 +186,10 @@ def _same_shape(outputs: Tensor, targets: Tensor, loss: KnownLoss) -> Iterator[F
         use = "targets.float() / 255" if is_mask else "targets.float()"
         what = f"The targets are {dtype_of(targets)}, but {loss} needs floats. Use {use}."
         yield error("target-dtype", what)
+    elif loss.name in _ONE_DTYPE and targets.dtype != outputs.dtype:
+        seen = f"The targets are {dtype_of(targets)}, but the outputs {dtype_of(outputs)}."
+        fix = f"{loss} needs one dtype for both: use targets.to({outputs.dtype})."
+        yield error("target-dtype", f"{seen} {fix}")
     else:
         yield from in_range(targets, outputs, loss)
 
@@ -225,18 +235,20 @@ def options_of(loss_fn: heads.Function) -> Iterator[Finding]:
             yield error("loss-weight", f"{law}, and above 0 for some class, got 0 everywhere.")
 
 
-def _weights(outputs: Tensor, loss: KnownLoss) -> Iterator[Finding]:
+def _weights(outputs: Tensor, targets: Tensor, loss: KnownLoss) -> Iterator[Finding]:
     """Whether the weights have the dtype and the shape that the outputs ask for."""
     shape, by_class = tuple(outputs.shape), "ids" in loss.kind.targets
     for option in ("weight", "pos_weight"):
         weight = loss.options[option]
         if not isinstance(weight, Tensor):
             continue
-        found, dtype = tuple(weight.shape), dtype_of(weight)
-        is_wide = dtype == "float64" and outputs.dtype == torch.float32
-        if by_class and (is_wide or not weight.is_floating_point()):
-            what = f"The weight of the loss must be floats as the outputs are, got {dtype}."
-            yield error("loss-weight", f"{what} Use weight.float().")
+        found, dtype = tuple(weight.shape), outputs.dtype
+        is_cast = targets.is_floating_point() or torch.is_autocast_enabled(outputs.device.type)
+        fits = weight.is_floating_point() if is_cast else weight.dtype == dtype
+        if by_class and not fits:
+            what = f"The weight of the loss must be {dtype_of(outputs)} as the outputs are"
+            use = "float()" if dtype == torch.float32 else f"to({dtype})"
+            yield error("loss-weight", f"{what}, got {dtype_of(weight)}. Use weight.{use}.")
         # Beyond the outputs' own numbers torch raises, or spreads the loss.
         pairs = zip(found[::-1], shape[::-1], strict=False)
         fits = len(found) <= len(shape) and all(ours in (1, full) for ours, full in pairs)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
@@ -17,15 +18,13 @@ def findings_of(
     model: nn.Module, loss_fn: Loss, optimizer: Optimizer | None, *, has_schedule: bool = False
 ) -> Iterator[Finding]:
     """What can be seen of model and optimizer before anything runs."""
-    # A loss of one's own may have parameters that nobody sees, in a closure, say: its first step
-    # tells which are used.
-    is_known = heads.named(loss_fn) is not None
-    if is_known:
-        yield from _frozen(model)
+    for name, module in model.named_modules():
+        # Momentum 0 may keep statistics as they are, but not those of no batch at all.
+        if isinstance(module, _BatchNorm) and module.momentum == module.num_batches_tracked == 0:
+            seen = f"{type(module).__name__} {name!r} has momentum 0, so evaluation takes a mean of"
+            yield warning("batch-statistics", f"{seen} 0 and a variance of 1. The default is 0.1.")
     if optimizer is None:
         return
-    if is_known:
-        yield from held_findings(model, optimizer, set())
     own = loss_fn.parameters() if isinstance(loss_fn, nn.Module) else ()
     ids = set(map(id, held_by(optimizer)))
     left = [p for p in own if p.requires_grad and id(p) not in ids]
@@ -36,13 +35,35 @@ def findings_of(
     groups = optimizer.param_groups
     if not has_schedule and all(float(group.get("lr", 1)) == 0 for group in groups):
         yield note("learning-rate", "The learning rate is 0 in every group: nothing will move.")
-    if is_known and all(group.get("maximize") for group in groups):
+    if heads.named(loss_fn) is not None and all(group.get("maximize") for group in groups):
         yield warning("maximize", "The optimizer maximises the loss. Leave maximize=True out.")
 
 
 def held_by(optimizer: Optimizer) -> list[Tensor]:
     """The parameters of an optimizer."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def untrained(model: nn.Module, optimizer: Optimizer) -> set[int]:
+    """The ``id`` of what has no gradient where an optimizer has stepped: of what was frozen."""
+    state = getattr(optimizer, "state", None)
+    has_run = isinstance(state, dict) and bool(state)
+    if has_run or any(p.grad is not None for p in held_by(optimizer)):
+        return {id(p) for p in model.parameters() if p.grad is None}
+    return set()
+
+
+def batch_statistics(model: nn.Module) -> Iterator[Finding]:
+    """Whether statistics are taken over the samples that go through at a time."""
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.training
+    ]
+    if names:
+        seen = f"BatchNorm ({_some(names)}) takes its statistics over each piece of micro_batch"
+        fix = "Freeze it with .eval(), use GroupNorm, or leave micro_batch at None."
+        yield warning("batch-statistics", f"{seen}, and moves them with each. {fix}")
 
 
 def _frozen(model: nn.Module) -> Iterator[Finding]:
@@ -54,8 +75,14 @@ def _frozen(model: nn.Module) -> Iterator[Finding]:
         yield error("all-frozen", f"{seen} Unfreeze the head: model{access}.requires_grad_(True).")
 
 
-def held_findings(model: nn.Module, optimizer: Optimizer, used: set[int]) -> Iterator[Finding]:
-    """Whether it holds what is to be trained; ``used`` has the ``id`` of what the loss uses."""
+def held_findings(
+    model: nn.Module, optimizer: Optimizer, used: set[int], frozen: set[int]
+) -> Iterator[Finding]:
+    """Whether the optimizer holds what is to be trained.
+
+    ``used`` has the ``id`` of what the loss has a gradient for, which may be no part of the model:
+    in a closure, or behind ``functional_call``; ``frozen`` that of what ``untrained`` gave before.
+    """
     parameters = dict(model.named_parameters())
     trainable = [name for name, p in parameters.items() if p.requires_grad]
     held = held_by(optimizer)
@@ -71,6 +98,9 @@ def held_findings(model: nn.Module, optimizer: Optimizer, used: set[int]) -> Ite
     elif missing and foreign:
         seen += f", but {len(foreign)} that the model does not have (any more)."
         yield error("optimizer-misses", f"{seen} Make it after the last change of the model.")
+    elif any(id(parameters[name]) in used & frozen for name in missing):
+        fix = "Make it anew after unfreezing, or add them: optimizer.add_param_group."
+        yield warning("optimizer-part", f"{seen}, which were frozen when it stepped last. {fix}")
     elif missing:
         fix = "Freeze what is not to be trained: requires_grad_(False) saves its gradients."
         yield note("optimizer-part", f"{seen}. {fix}")
@@ -112,7 +142,9 @@ def gradient_findings(
         if p.requires_grad and not is_lazy(p) and id(p) in ids
     }
     left = [name for name, place in trained.items() if place not in got]
-    if left and len(left) == len(trained) and not trains_others:
+    if not trained and not trains_others:
+        yield from _frozen(model)
+    elif left and len(left) == len(trained) and not trains_others:
         seen = f"None of the {len(left)} parameters to be trained gets a gradient ({_some(left)})."
         fix = "Look for torch.no_grad(), .detach() or .data in the model."
         yield error("no-gradient", f"{seen} {fix}")
