@@ -75,6 +75,16 @@ def num_samples(structure: Any) -> int:
     return lengths.pop()
 
 
+def samples_of(batch: Pair) -> int:
+    """How many samples a batch holds: its targets tell, else its inputs; 1 where neither does."""
+    for part in reversed(batch):
+        try:
+            return num_samples(part)
+        except ValueError:  # lengths that differ, or none
+            pass
+    return 1
+
+
 def split(structure: Any, size: int) -> list[Any]:
     """Cut a structure of tensors along the first axis into pieces of ``size`` samples.
 

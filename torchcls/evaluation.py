@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from torchcls import heads
-from torchcls.averaging import Mean, averaging_of, fraction, is_fraction, one_loss, wide
+from torchcls.averaging import Mean, averaging_of, check_denominator, is_fraction, wide
 from torchcls.batches import (
     Pair,
     check_whole_number,
     device_of,
-    mapped,
-    num_samples,
     pairs,
+    samples_of,
     split,
     to_device,
 )
@@ -106,8 +105,8 @@ def measure(
                 if loss_fn is not None and averaging is not None:
                     result = loss_fn(outputs, targets)
                     if number == 0 and is_fraction(result):
-                        _check_denominator(loss_fn, outputs, targets)
-                    loss, count = one_loss(result, averaging.count(targets))
+                        check_denominator(loss_fn, outputs, targets)
+                    loss, count = averaging.read(result, batch)
                     loss = zero_where_nothing_counts(loss, outputs, count)
                     reported = wide(averaging.reported(loss, count))
                     if averaging.numerator is None:
@@ -118,7 +117,7 @@ def measure(
                         look.at_valid(number, reported, batch, outputs)
                 for add, _ in scorers.values():
                     add(outputs, targets)
-                n += num_samples(targets)
+                n += samples_of(batch)
                 batch = None  # what the source raises next is no fault of this one
             values = {name: _as_number(value()) for name, (_, value) in scorers.items()}
     except Exception as failure:
@@ -147,17 +146,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         set_random_state(states[1], device)
         for module, mode in found:
             module.training = mode
-
-
-def _check_denominator(loss_fn: Loss, outputs: Any, targets: Any) -> None:
-    """Let ``fraction`` refuse a denominator that depends on the outputs: no graph shows it here."""
-
-    def tied(leaf: Any) -> Any:
-        is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
-        return leaf.detach().requires_grad_() if is_float else leaf
-
-    with torch.enable_grad():
-        fraction(loss_fn(mapped(tied, outputs), targets))
 
 
 @dataclass(frozen=True, eq=False)

@@ -252,6 +252,7 @@ def _assembled(chosen: Any) -> Run:
             pieces=pieces,
             precision=precision,
             clip_norm=chosen.clip_norm,
+            watch=look.watch,
         ),
         optimizer,
         device,

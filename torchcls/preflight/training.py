@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
@@ -22,6 +23,12 @@ def findings_of(
     is_known = heads.named(loss_fn) is not None
     if is_known:
         yield from _frozen(model)
+    for name, layer in model.named_modules():
+        is_fixed = isinstance(layer, _BatchNorm) and layer.momentum == 0
+        if is_fixed and layer.training and layer.num_batches_tracked == 0:
+            seen = f"The statistics of {name or 'the model'} stay 0 and 1 with momentum=0"
+            fix = "in torch momentum is the share of the new batch. Use momentum=0.1."
+            yield warning("nothing-moves", f"{seen}: {fix}")
     if optimizer is None:
         return
     if is_known:
@@ -40,9 +47,10 @@ def findings_of(
         yield warning("maximize", "The optimizer maximises the loss. Leave maximize=True out.")
 
 
-def held_by(optimizer: Optimizer) -> list[Tensor]:
+def held_by(optimizer: Optimizer | None) -> list[Tensor]:
     """The parameters of an optimizer."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
+    groups = [] if optimizer is None else optimizer.param_groups
+    return [p for group in groups for p in group["params"]]
 
 
 def _frozen(model: nn.Module) -> Iterator[Finding]:
@@ -74,6 +82,27 @@ def held_findings(model: nn.Module, optimizer: Optimizer, used: set[int]) -> Ite
     elif missing:
         fix = "Freeze what is not to be trained: requires_grad_(False) saves its gradients."
         yield note("optimizer-part", f"{seen}. {fix}")
+
+
+def norms(optimizer: Optimizer) -> dict[Tensor, Tensor]:
+    """The norm of each parameter that a step should move, in float64: it tells whether it does."""
+    stepped = [p for group in optimizer.param_groups if group.get("lr", 1) for p in group["params"]]
+    return {p: _norm(p) for p in stepped if p.grad is not None and p.device.type != "mps"}
+
+
+def _norm(parameter: Tensor) -> Tensor:
+    dtype = torch.complex128 if parameter.is_complex() else torch.float64
+    norm: Tensor = torch.linalg.vector_norm(parameter.detach(), dtype=dtype)
+    return norm
+
+
+def movement_findings(before: dict[Tensor, Tensor]) -> Iterator[Finding]:
+    """Whether an epoch has moved most of what it steps on. Waits for an accelerator."""
+    still = sum(p.numel() for p, norm in before.items() if torch.equal(norm, _norm(p)))
+    if still > sum(p.numel() for p in before) / 2:  # a number near 0 moves where no other does
+        seen = f"{still} numbers in the parameters have not moved in a whole epoch of steps."
+        fix = "Raise the learning rate, or keep the weights in float32: the steps are too small."
+        yield warning("nothing-moves", f"{seen} {fix}")
 
 
 def _some(names: list[str]) -> str:
