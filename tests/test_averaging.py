@@ -172,3 +172,35 @@ def test_a_fraction_on_an_accelerator_is_divided_without_reading_it():
     loss, count = divided((numerator, denominator))
     assert loss.device.type == count.device.type == "meta"
     assert loss.shape == count.shape == ()
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "law"),
+    [
+        (lambda o, t: (F.cross_entropy(o, t), tc.accuracy(o, t)), "both grow with the batch"),
+        (lambda o, t: (F.cross_entropy(o, t), 1), "both grow with the batch"),
+        (lambda o, t: (o.square().sum(), o.abs().sum()), "both depend on the model"),
+        (lambda o, t: (o.square().mean(), o.abs().mean()), "both depend on the model"),
+    ],
+)
+def test_a_second_number_that_is_no_count_is_refused(loss_fn, law):
+    batch = torch.randn(6, 3), tensor([0, 1, 2, 0, 1, 2])
+    with pytest.raises(ValueError, match=law):
+        tc.evaluate(nn.Identity(), [batch], loss_fn=loss_fn)
+    with pytest.raises(tc.ContractError if "grow" in law else ValueError, match=law):
+        tc.fit(nn.Linear(3, 3), [batch], loss_fn=loss_fn, epochs=1, progress=False, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "loss_fn",
+    [
+        lambda o, t: (F.cross_entropy(o, t, reduction="sum"), len(t)),
+        lambda o, t: (o.abs()[o.abs() > 0.5].sum(), (o.abs() > 0.5).sum()),  # picks what counts
+        lambda o, t: (o.sum(), o.detach().abs().sum()),  # weights that are detached
+        lambda o, t: ((o[:6] * torch.ones(6, 3)).sum(), 6) if len(o) == 6 else 1 / 0,
+        lambda o, t: (o.mul_(2).sum() if not o.requires_grad else o.sum() * 2, len(t)),
+    ],
+)
+def test_what_counts_is_a_count_however_it_is_found(loss_fn):
+    batch = torch.randn(6, 3), tensor([0, 1, 2, 0, 1, 2])
+    assert math.isfinite(tc.evaluate(nn.Identity(), [batch], loss_fn=loss_fn).loss)

@@ -5,6 +5,7 @@ split into batches, and every part knows its exact share of the whole before any
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -169,7 +170,8 @@ def fraction(result: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     """Numerator and denominator as 0-d tensors, with their graphs."""
     if not all(isinstance(part, (Tensor, int, float)) for part in result):
         raise _no_loss("a pair of " + " and ".join(type(part).__name__ for part in result))
-    numerator, denominator = map(torch.as_tensor, result)
+    device = next((part.device for part in result if isinstance(part, Tensor)), torch.device("cpu"))
+    numerator, denominator = (torch.as_tensor(part, device=device) for part in result)
     if denominator.requires_grad:
         raise ValueError(
             "loss_fn must return one number, or (numerator, denominator) with a denominator that "
@@ -185,27 +187,30 @@ def check_denominator(loss_fn: Callable[..., Any], outputs: Any, targets: Any) -
     A second loss depends on the outputs, also where no graph shows it; a score does not grow.
     """
 
-    def tied(leaf: Any) -> Any:
+    def repeated(leaf: Any, n: int) -> Any:
+        return torch.cat([leaf] * n) if isinstance(leaf, Tensor) and leaf.ndim else leaf
+
+    def tied(leaf: Any, n: int) -> Any:
         is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
-        return leaf.detach().requires_grad_() if is_float else leaf
+        return repeated(leaf.detach(), n).requires_grad_() if is_float else repeated(leaf, n)
 
-    def twice(leaf: Any) -> Any:
-        return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf
-
+    found: list[Any] = []
     with torch.enable_grad():
-        outputs = mapped(tied, outputs)
-        once = fraction(loss_fn(outputs, targets))
-        if not isinstance(targets, Tensor):  # a list may hold one part for each sample
-            return
-        try:
-            _, doubled = fraction(loss_fn(mapped(twice, outputs), twice(targets)))
-        except Exception:  # it takes this batch alone
-            return
-    if any(once) and torch.isclose(once[1].double(), doubled.double(), rtol=1e-3):
+        for n in (1, 2) if isinstance(targets, Tensor) else (1,):  # not a list of samples
+            try:
+                given = mapped(functools.partial(tied, n=n), outputs)
+                found.append(loss_fn(given, repeated(targets, n)))
+            except Exception:  # it takes no other batch, or writes into the outputs
+                break
+    pairs = [fraction(result) for result in found]
+    if len(pairs) < 2 or not any(pairs[0]):
+        return
+    once, twice = (float(denominator) for _, denominator in pairs)
+    if math.isclose(once, twice, rel_tol=1e-3):
         raise ValueError(
             "loss_fn must return one number, or (numerator, denominator) that both grow with the "
-            f"batch, got {once[1].item():.3g} as the second, also for the batch twice over. Of a "
-            "loss and a score return the loss alone: the score is a metric."
+            f"batch, got {once:.3g} as the second, also for the batch twice over. "
+            "Of a loss and a score return the loss alone: the score is a metric."
         )
 
 

@@ -1,5 +1,6 @@
 """What happens inside functions of the user's own: which of torch's they call, and with what."""
 
+import copy
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -17,9 +18,9 @@ from torchcls.heads import LOSSES, KnownLoss, named
 from torchcls.preflight import contract
 from torchcls.preflight.findings import Finding, error, warning
 from torchcls.preflight.graph import leaves
-from torchcls.preflight.reading import is_readable, leaves_of, untouched
+from torchcls.preflight.reading import drawing_nothing, is_readable, leaves_of, untouched
 from torchcls.preflight.training import held_by
-from torchcls.step import Loss
+from torchcls.step import Forward, Loss
 
 
 class Called(TorchFunctionMode):
@@ -70,9 +71,12 @@ def loss_findings(called: Called, loss_fn: Loss, outputs: Any, targets: Any) -> 
             yield from _average(inner, labels, loss, is_all=result is called.result)
     if is_fraction(called.result):
         try:
-            check_denominator(loss_fn, outputs, targets)
+            with drawing_nothing():
+                check_denominator(copy.deepcopy(loss_fn), outputs, targets)  # it may keep a state
         except ValueError as refusal:
             yield error("loss-fails", str(refusal))
+        except (TypeError, RuntimeError):  # some cannot be copied
+            return
 
 
 def _are_swapped(scores: Tensor, labels: Tensor, targets: Any, loss: KnownLoss) -> bool:
@@ -118,8 +122,8 @@ def unheld_findings(
         yield warning("unheld-parameters", f"{seen} {where} {fix} {rest}")
 
 
-def evaluation_findings(model: nn.Module, inputs: Any) -> Iterator[Finding]:
-    """Whether a model that was put into evaluation mode goes on as in training."""
+def evaluation_findings(model: nn.Module, call: Forward, inputs: Any) -> Iterator[Finding]:
+    """Whether a model, as it is called in evaluation mode, goes on as in training."""
     kinds = (_BatchNorm, _DropoutNd)
     training = {type(m).__name__ for m in model.modules() if m.training and isinstance(m, kinds)}
     if training:
@@ -129,7 +133,7 @@ def evaluation_findings(model: nn.Module, inputs: Any) -> Iterator[Finding]:
         return
     try:
         with untouched(model), Called() as called:
-            model(split(inputs, 2)[0])
+            call(split(inputs, 2)[0])
     except Exception:  # a model that takes no part of a batch
         return
     if called.drops:

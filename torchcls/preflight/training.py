@@ -1,5 +1,6 @@
 """Whether a step trains what is to be trained: the model, the optimizer, the gradients."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,7 @@ def findings_of(
         yield from _frozen(model)
     for name, layer in model.named_modules():
         is_fixed = isinstance(layer, _BatchNorm) and layer.momentum == 0
-        if is_fixed and layer.training and layer.num_batches_tracked == 0:
+        if is_fixed and layer.num_batches_tracked == 0:
             seen = f"The statistics of {name or 'the model'} stay 0 and 1 with momentum=0"
             fix = "in torch momentum is the share of the new batch. Use momentum=0.1."
             yield warning("nothing-moves", f"{seen}: {fix}")
@@ -87,18 +88,17 @@ def held_findings(model: nn.Module, optimizer: Optimizer, used: set[int]) -> Ite
 def norms(optimizer: Optimizer) -> dict[Tensor, Tensor]:
     """The norm of each parameter that a step should move, in float64: it tells whether it does."""
     stepped = [p for group in optimizer.param_groups if group.get("lr", 1) for p in group["params"]]
-    return {p: _norm(p) for p in stepped if p.grad is not None and p.device.type != "mps"}
+    dense = [p for p in stepped if p.dtype in _DTYPES and p.layout == torch.strided]
+    return {p: _norm(p.detach()) for p in dense if p.grad is not None and p.device.type != "mps"}
 
 
-def _norm(parameter: Tensor) -> Tensor:
-    dtype = torch.complex128 if parameter.is_complex() else torch.float64
-    norm: Tensor = torch.linalg.vector_norm(parameter.detach(), dtype=dtype)
-    return norm
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_norm = functools.partial(torch.linalg.vector_norm, dtype=torch.float64)
 
 
 def movement_findings(before: dict[Tensor, Tensor]) -> Iterator[Finding]:
     """Whether an epoch has moved most of what it steps on. Waits for an accelerator."""
-    still = sum(p.numel() for p, norm in before.items() if torch.equal(norm, _norm(p)))
+    still = sum(p.numel() for p, norm in before.items() if torch.equal(norm, _norm(p.detach())))
     if still > sum(p.numel() for p in before) / 2:  # a number near 0 moves where no other does
         seen = f"{still} numbers in the parameters have not moved in a whole epoch of steps."
         fix = "Raise the learning rate, or keep the weights in float32: the steps are too small."
