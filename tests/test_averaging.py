@@ -10,7 +10,7 @@ from torch import nn, tensor
 
 import torchcls as tc
 from torchcls import averaging
-from torchcls.averaging import Mean, Sum, averaging_of, one_loss
+from torchcls.averaging import Mean, Sum, averaging_of, divided
 
 WEIGHT = tensor([1.0, 3.0])
 
@@ -35,7 +35,7 @@ WEIGHT = tensor([1.0, 3.0])
     ],
 )
 def test_the_targets_say_what_a_part_counts(loss_fn, targets, expected):
-    assert averaging_of(loss_fn).count(targets) == expected
+    assert averaging_of(loss_fn).count((None, targets)) == expected
 
 
 def test_a_mean_of_parts_is_one_sum_by_one_sum():
@@ -52,7 +52,7 @@ def test_a_mean_of_nothing_is_nan():
 
 def test_targets_that_are_no_tensor_are_refused():
     with pytest.raises(TypeError, match=r"targets must be a tensor.*got list"):
-        averaging_of(nn.CrossEntropyLoss()).count(["a"])
+        averaging_of(nn.CrossEntropyLoss()).count((None, ["a"]))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def hooked():
 
 def test_a_loss_that_somebody_hooked_into_keeps_its_count_and_loses_its_name():
     found = averaging_of(hooked())
-    assert (found.count(tensor([0, 1, 1])), found.name) == (7, None)
+    assert (found.count((None, tensor([0, 1, 1]))), found.name) == (7, None)
     assert averaging_of(hooked().forward).name is None
 
 
@@ -94,7 +94,7 @@ def test_a_loss_with_another_forward_or_call_is_one_of_the_users_own():
     own = type("Own", (nn.CrossEntropyLoss,), {"__call__": lambda self, o, t: o.mean()})(WEIGHT)
     for loss_fn in (replaced, own):
         found = averaging_of(loss_fn)
-        assert (found.count(tensor([0, 1, 1])), found.name) == (3, None)
+        assert (found.count((None, tensor([0, 1, 1]))), found.name) == (3, None)
 
 
 def test_a_batch_without_a_sample_adds_nothing_to_a_sum():
@@ -169,6 +169,38 @@ def test_weights_of_classes_never_do():
 
 def test_a_fraction_on_an_accelerator_is_divided_without_reading_it():
     numerator, denominator = (torch.empty((), device="meta") for _ in range(2))
-    loss, count = one_loss((numerator, denominator), 4)
+    loss, count = divided((numerator, denominator))
     assert loss.device.type == count.device.type == "meta"
     assert loss.shape == count.shape == ()
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "law"),
+    [
+        (lambda o, t: (F.cross_entropy(o, t), tc.accuracy(o, t)), "both grow with the batch"),
+        (lambda o, t: (F.cross_entropy(o, t), 1), "both grow with the batch"),
+        (lambda o, t: (o.square().sum(), o.abs().sum()), "both depend on the model"),
+        (lambda o, t: (o.square().mean(), o.abs().mean()), "both depend on the model"),
+    ],
+)
+def test_a_second_number_that_is_no_count_is_refused(loss_fn, law):
+    batch = torch.randn(6, 3), tensor([0, 1, 2, 0, 1, 2])
+    with pytest.raises(ValueError, match=law):
+        tc.evaluate(nn.Identity(), [batch], loss_fn=loss_fn)
+    with pytest.raises(tc.ContractError if "grow" in law else ValueError, match=law):
+        tc.fit(nn.Linear(3, 3), [batch], loss_fn=loss_fn, epochs=1, progress=False, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "loss_fn",
+    [
+        lambda o, t: (F.cross_entropy(o, t, reduction="sum"), len(t)),
+        lambda o, t: (o.abs()[o.abs() > 0.5].sum(), (o.abs() > 0.5).sum()),  # picks what counts
+        lambda o, t: (o.sum(), o.detach().abs().sum()),  # weights that are detached
+        lambda o, t: ((o[:6] * torch.ones(6, 3)).sum(), 6) if len(o) == 6 else 1 / 0,
+        lambda o, t: (o.mul_(2).sum() if not o.requires_grad else o.sum() * 2, len(t)),
+    ],
+)
+def test_what_counts_is_a_count_however_it_is_found(loss_fn):
+    batch = torch.randn(6, 3), tensor([0, 1, 2, 0, 1, 2])
+    assert math.isfinite(tc.evaluate(nn.Identity(), [batch], loss_fn=loss_fn).loss)

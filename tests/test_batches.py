@@ -17,7 +17,7 @@ from torchcls.batches import (
     mapped,
     num_samples,
     pairs,
-    samples_in,
+    samples_of,
     split,
     to_device,
 )
@@ -313,7 +313,7 @@ def test_batches_of_any_kind_are_taken(source):
     ],
 )
 def test_samples_are_counted_by_targets_else_by_inputs(inputs, targets, n):
-    assert samples_in((inputs, targets)) == n
+    assert samples_of((inputs, targets)) == n
 
 
 def test_targets_of_no_form_are_averaged_over_the_inputs():

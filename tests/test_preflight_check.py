@@ -130,20 +130,20 @@ def test_two_losses_are_no_fraction():
     assert "Sum two losses: return a + b." in finding.message
 
 
-def test_a_loss_with_a_score_for_the_log_is_doubted_and_a_count_is_not():
+def test_a_loss_with_a_score_for_the_log_is_refused_and_a_count_is_not():
     def logged(outputs, targets):
-        hits = (outputs.argmax(1) == targets).float()
-        hits[0], hits[1] = 0, 1
-        return F.cross_entropy(outputs, targets), hits.mean()
+        return F.cross_entropy(outputs, targets), tc.accuracy(outputs, targets)
 
     def counted(outputs, targets):
         return F.cross_entropy(outputs, targets, reduction="sum"), torch.tensor(len(targets))
 
     (finding,) = tc.check(nn.Linear(4, 3), (X, IDS), logged)
-    assert (finding.code, finding.severity) == ("loss-fails", "warning")
+    assert (finding.code, finding.severity) == ("loss-fails", "error")
     assert "return the loss alone" in finding.message
-    with pytest.warns(UserWarning, match=r"less than one sample.*\[loss-fails\]"):
+    with pytest.raises(ValueError, match=r"both grow with the batch.*\[loss-fails\]"):
         tc.fit(nn.Linear(4, 3), [(X, IDS)], loss_fn=logged, epochs=1, progress=False)
+    with pytest.raises(ValueError, match=r"both grow with the batch"):
+        tc.evaluate(nn.Linear(4, 3), [(X, IDS)], loss_fn=logged)
     assert tc.check(nn.Linear(4, 3), (X, IDS), counted) == []
 
 

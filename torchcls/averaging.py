@@ -5,7 +5,8 @@ split into batches, and every part knows its exact share of the whole before any
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcls.batches import Pair, num_samples, samples_in
-from torchcls.heads import KnownLoss, may_be_changed, recognise, reduction_of
+from torchcls.batches import Pair, mapped, samples_of
+from torchcls.heads import may_be_changed, named
 
 Count = int | float | Tensor
 """How much a part counts: a number on the CPU; elsewhere a 0-d tensor, since reading it waits."""
@@ -24,19 +25,15 @@ Count = int | float | Tensor
 class Averaging:
     """How one loss averages."""
 
-    count: Callable[[Any], Count]  # from targets to the denominator of their mean loss
+    count: Callable[[Pair], Count]  # from a batch to the denominator of its mean loss
     is_sum: bool = False  # is the numerator itself: stepped on as it is, reported per sample
     name: str | None = None  # in torch.nn.functional; None for the user's own, or one with hooks
-    is_elementwise: bool = False  # outputs and targets have one shape (BCE and MSE)
+    is_elementwise: bool = False  # outputs and targets have one shape (BCE, MSE, ...)
     weights: tuple[Tensor, ...] = ()  # of elements: torch broadcasts them against the targets
     # From outputs and targets to the sum of the losses, where that is not the mean times what it
     # counts: label smoothing spreads a target whose class has weight 0 over classes that have some,
     # so a part may count nothing and still add to the loss. None everywhere else.
     numerator: Callable[[Tensor, Tensor], Tensor] | None = None
-
-    def counted(self, batch: Pair) -> Count:
-        """What a batch counts, with whatever targets a loss of the user's own may have."""
-        return samples_in(batch) if self.count is num_samples else self.count(batch[1])
 
     def may_be_cut(self, targets: Any) -> bool:
         """Whether the loss takes a piece of a batch: weights with a row for each sample do not."""
@@ -53,17 +50,26 @@ class Averaging:
         """The mean that is reported for a loss."""
         return loss / (count or 1) if self.is_sum else loss  # a batch may hold no sample
 
+    def read(self, result: Any, batch: Pair) -> tuple[Tensor, Count]:
+        """Read what a loss function returned: one number, or its own (numerator, denominator).
+
+        Gives the loss (0-d, with its graph), and what the batch counts, which nobody asks of a
+        batch whose denominator came with the loss.
+        """
+        return divided(result) if is_fraction(result) else (one_number(result), self.count(batch))
+
 
 def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
     """Find how a loss averages over its targets.
 
-    One that torchcls does not know is taken as a mean over samples, or as a sum where it is one of
-    torch's and says so. A TypeError names what is no loss function, a ValueError what cannot be
-    averaged: ``reduction="none"``, or the deprecated ``size_average`` and ``reduce``.
+    One that torchcls does not know is taken as a mean over samples. A TypeError names what is no
+    loss function, a ValueError what cannot be averaged: ``reduction="none"``, or the deprecated
+    ``size_average`` and ``reduce``.
 
     Example:
         >>> loss_fn = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]))
-        >>> averaging_of(loss_fn).count(torch.tensor([0, 1, -100]))  # 1 + 3, the last is ignored
+        >>> targets = torch.tensor([0, 1, -100])
+        >>> averaging_of(loss_fn).count((None, targets))  # 1 + 3, the last is ignored
         4.0
     """
     if isinstance(loss_fn, type):
@@ -71,9 +77,9 @@ def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
         raise TypeError(f"loss_fn must be a function or an instance, got {name}. Use {name}().")
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be callable as (outputs, targets), got {loss_fn!r}.")
-    known = recognise(loss_fn)
+    known = named(loss_fn)
     if known is None:
-        return Averaging(num_samples, is_sum=reduction_of(loss_fn) == "sum")
+        return Averaging(samples_of)
     deprecated = [name for name in ("size_average", "reduce") if name in known.options]
     if deprecated:
         raise ValueError(
@@ -82,42 +88,59 @@ def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
         )
     # A hook may change the loss: its count holds, but it is tested where it is cut.
     trusted = None if may_be_changed(loss_fn) else known.name
-    reduction = known.options["reduction"]
-    if reduction not in ("mean", "sum"):
+    options, reduction = known.options, known.options["reduction"]
+    if reduction not in ("mean", "sum") and (known.name, reduction) != ("kl_div", "batchmean"):
         raise ValueError(
             f"loss_fn must reduce a batch to one number, got reduction={reduction!r}. "
             "Use reduction='mean'."
         )
-    is_sum, options = reduction == "sum", known.options
-    if known.name in ("cross_entropy", "nll_loss"):  # their weights belong to classes
-        ids = num_samples if is_sum else functools.partial(_count_classes, known=known)
-        return Averaging(ids, is_sum, trusted, numerator=None if is_sum else _smoothed_sum(known))
-    weights = [w for w in (options["weight"], options["pos_weight"]) if isinstance(w, Tensor)]
-    elements = num_samples if is_sum else lambda targets: _tensor(targets).numel()
-    return Averaging(elements, is_sum, trusted, is_elementwise=True, weights=tuple(weights))
+    is_sum, numerator = reduction == "sum", None
+    count: Callable[[Pair], Count] = samples_of  # a sum is reported per sample, batchmean is one
+    if reduction == "mean":
+        count = {
+            "numbers": lambda batch: _tensor(batch[1]).numel(),
+            "rows": lambda batch: _tensor(batch[1])[..., :1].numel(),
+            "classes": _classes(options),
+        }[known.kind.counts]
+        numerator = _smoothed_sum(options)
+    if "ids" in known.kind.targets:  # weights belong to classes
+        return Averaging(count, is_sum, trusted, numerator=numerator)
+    weights = (options["weight"], options["pos_weight"], options["var"])
+    tensors = tuple(weight for weight in weights if isinstance(weight, Tensor))
+    return Averaging(count, is_sum, trusted, is_elementwise=True, weights=tensors)
 
 
-def _smoothed_sum(known: KnownLoss) -> Callable[[Tensor, Tensor], Tensor] | None:
-    options = {name: known.options[name] for name in ("weight", "ignore_index", "label_smoothing")}
+def _smoothed_sum(options: Mapping[str, Any]) -> Callable[[Tensor, Tensor], Tensor] | None:
     weight = options["weight"]
     if not options["label_smoothing"] or not isinstance(weight, Tensor) or bool(weight.all()):
         return None
-    return functools.partial(F.cross_entropy, reduction="sum", **options)
+    chosen = {name: options[name] for name in ("weight", "ignore_index", "label_smoothing")}
+    return functools.partial(F.cross_entropy, reduction="sum", **chosen)
 
 
-def _count_classes(targets: Tensor, known: KnownLoss) -> Count:
-    if _tensor(targets).is_floating_point():  # rows of probabilities: torch divides by their number
-        return targets.numel() // targets.shape[1] if targets.ndim > 1 else 1
-    ids = targets if targets.dtype == torch.int64 else targets.long()  # uint8 would wrap around
-    counted = ids != known.options["ignore_index"]
-    weight = known.options["weight"]
-    count = counted.count_nonzero()
-    if weight is not None:
-        # In float64 where there is one: a float32 sum loses digits over a million targets.
-        precise = weight if weight.device.type == "mps" else weight.double()
-        picked = precise[torch.where(counted, targets, 0).long()]
-        count = torch.where(counted, picked, 0).sum()
-    return float(count) if count.device.type == "cpu" else count
+def _classes(options: Mapping[str, Any]) -> Callable[[Pair], Count]:
+    """Count targets that are not ignored, each with the weight of its class."""
+    weight, ignore_index = options["weight"], options["ignore_index"]
+
+    def count(batch: Pair) -> Count:
+        targets = _tensor(batch[1])
+        if targets.is_floating_point():  # rows of probabilities: torch divides by their number
+            return targets.numel() // targets.shape[1] if targets.ndim > 1 else 1
+        is_here, n = targets.device.type == "cpu", targets.numel()
+        # One operation in place of two, at every step: torch takes no id below 0 but the ignored
+        # one, so all count where none is below 0.
+        if weight is None and ignore_index < 0 and is_here and n and targets.min().item() >= 0:
+            return float(n)
+        ids = targets if targets.dtype == torch.int64 else targets.long()  # uint8 would wrap around
+        counted = ids != ignore_index
+        total = counted.count_nonzero()
+        if weight is not None:
+            # In float64 where there is one: a float32 sum loses digits over a million targets.
+            precise = weight if weight.device.type == "mps" else weight.double()
+            total = torch.where(counted, precise[torch.where(counted, ids, 0)], 0).sum()
+        return float(total) if is_here else total
+
+    return count
 
 
 def _tensor(targets: Any) -> Tensor:
@@ -129,14 +152,11 @@ def _tensor(targets: Any) -> Tensor:
     return targets
 
 
-def one_loss(result: Any, count: Count) -> tuple[Tensor, Count]:
-    """Read what a loss function returned: one number, or its own (numerator, denominator).
+def divided(result: tuple[Any, ...]) -> tuple[Tensor, Count]:
+    """The loss that a fraction is, and its denominator.
 
-    Gives the loss (0-d, with its graph), and what it counts: ``count``, or the denominator that
-    came with it. A fraction over nothing is 0, and so is its gradient, not the NaN of 0/0.
+    A fraction over nothing is 0, and so is its gradient, not the NaN of 0/0.
     """
-    if not is_fraction(result):
-        return one_number(result), count
     numerator, denominator = fraction(result)
     return numerator / torch.where(denominator != 0, denominator, 1), wide(denominator)
 
@@ -146,7 +166,7 @@ def is_fraction(result: Any) -> bool:
     return isinstance(result, tuple) and len(result) == 2
 
 
-def fraction(result: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
+def fraction(result: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     """Numerator and denominator as 0-d tensors, with their graphs."""
     if not all(isinstance(part, (Tensor, int, float)) for part in result):
         raise _no_loss("a pair of " + " and ".join(type(part).__name__ for part in result))
@@ -159,6 +179,39 @@ def fraction(result: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
             "losses: return a + b. Detach a count that has a graph: denominator.detach()."
         )
     return one_number(numerator), one_number(denominator)
+
+
+def check_denominator(loss_fn: Callable[..., Any], outputs: Any, targets: Any) -> None:
+    """Refuse a pair whose second number is no count, by calling the loss on the batch twice over.
+
+    A second loss depends on the outputs, also where no graph shows it; a score does not grow.
+    """
+
+    def repeated(leaf: Any, n: int) -> Any:
+        return torch.cat([leaf] * n) if isinstance(leaf, Tensor) and leaf.ndim else leaf
+
+    def tied(leaf: Any, n: int) -> Any:
+        is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return repeated(leaf.detach(), n).requires_grad_() if is_float else repeated(leaf, n)
+
+    found: list[Any] = []
+    with torch.enable_grad():
+        for n in (1, 2) if isinstance(targets, Tensor) else (1,):  # not a list of samples
+            try:
+                given = mapped(functools.partial(tied, n=n), outputs)
+                found.append(loss_fn(given, repeated(targets, n)))
+            except Exception:  # it takes no other batch, or writes into the outputs
+                break
+    pairs = [fraction(result) for result in found]
+    if len(pairs) < 2 or not any(pairs[0]):
+        return
+    once, twice = (float(denominator) for _, denominator in pairs)
+    if math.isclose(once, twice, rel_tol=1e-3):
+        raise ValueError(
+            "loss_fn must return one number, or (numerator, denominator) that both grow with the "
+            f"batch, got {once:.3g} as the second, also for the batch twice over. "
+            "Of a loss and a score return the loss alone: the score is a metric."
+        )
 
 
 def one_number(result: Any) -> Tensor:

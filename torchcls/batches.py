@@ -78,7 +78,7 @@ def num_samples(structure: Any) -> int:
     return lengths.pop()
 
 
-def samples_in(batch: Pair) -> int:
+def samples_of(batch: Pair) -> int:
     """How many samples a batch holds: as its targets say, else as its inputs do, else 1.
 
     For a loss of one's own, whose targets may be anything: None, strings, nodes beside graphs.

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchcls.averaging import Mean, averaging_of, fraction, is_fraction, one_loss, wide
-from torchcls.batches import Pair, device_of, mapped, pairs, samples_in, to_device
+from torchcls.averaging import Mean, averaging_of, check_denominator, is_fraction, wide
+from torchcls.batches import Pair, device_of, mapped, pairs, samples_of, to_device
 from torchcls.device import random_state, set_random_state
 from torchcls.metrics import (
     accuracy,
@@ -103,8 +103,8 @@ def measure(
                 if loss_fn is not None and averaging is not None:
                     result = loss_fn(outputs, targets)
                     if number == 0 and is_fraction(result):
-                        _check_denominator(loss_fn, outputs, targets)
-                    loss, count = one_loss(result, averaging.counted(batch))
+                        check_denominator(loss_fn, outputs, targets)
+                    loss, count = averaging.read(result, batch)
                     loss = zero_where_nothing_counts(loss, outputs, count)
                     reported = wide(averaging.reported(loss, count))
                     if averaging.numerator is None:
@@ -114,7 +114,7 @@ def measure(
                     if look is not None and not isinstance(reported, Tensor):
                         look.at_valid(number, reported, batch, outputs)
                 scores.add(outputs, targets)
-                n += samples_in(batch)
+                n += samples_of(batch)
                 batch = None  # what the source raises next is no fault of this one
             values = scores.values()
     except Exception as failure:
@@ -143,17 +143,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         set_random_state(states[1], device)
         for module, mode in found:
             module.training = mode
-
-
-def _check_denominator(loss_fn: Loss, outputs: Any, targets: Any) -> None:
-    """Let ``fraction`` refuse a denominator that depends on the outputs: no graph shows it here."""
-
-    def tied(leaf: Any) -> Any:
-        is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
-        return leaf.detach().requires_grad_() if is_float else leaf
-
-    with torch.enable_grad():
-        fraction(loss_fn(mapped(tied, outputs), targets))
 
 
 # ------------------------------------------------------------------ metrics over a split

@@ -292,6 +292,7 @@ def _assembled(chosen: Any) -> Run:
             precision=precision,
             clip_norm=chosen.clip_norm,
             keeps_outputs=bool(chosen.train_metrics),
+            watch=look.watch,
         ),
         optimizer,
         device,

@@ -4,6 +4,7 @@ Data that everybody else reads: nobody keeps a second list, or asks which loss a
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +26,7 @@ class LossKind:
     module: type[nn.Module]  # in torch.nn
     targets: str  # "ids", "ids or rows", or of the outputs' shape "in [0, 1]", "floats", "numbers"
     within: str | None = None  # the activation that it applies itself
+    counts: str = "numbers"  # of the targets, what its mean divides by: or "rows", or "classes"
     before: str | None = None  # the activation that it needs to have been applied
 
 
@@ -32,14 +34,22 @@ _KINDS = (
     LossKind("mse_loss", nn.MSELoss, "numbers"),
     LossKind("binary_cross_entropy_with_logits", nn.BCEWithLogitsLoss, "in [0, 1]", "sigmoid"),
     LossKind("binary_cross_entropy", nn.BCELoss, "in [0, 1]", before="sigmoid"),
-    LossKind("cross_entropy", nn.CrossEntropyLoss, "ids or rows", "softmax"),
-    LossKind("nll_loss", nn.NLLLoss, "ids", before="log_softmax"),
+    LossKind("cross_entropy", nn.CrossEntropyLoss, "ids or rows", "softmax", counts="classes"),
+    LossKind("nll_loss", nn.NLLLoss, "ids", before="log_softmax", counts="classes"),
     # No row of the table has these, but what they do is known.
-    LossKind("multilabel_soft_margin_loss", nn.MultiLabelSoftMarginLoss, "numbers", "sigmoid"),
+    LossKind(
+        "multilabel_soft_margin_loss", nn.MultiLabelSoftMarginLoss, "numbers", "sigmoid", "rows"
+    ),
+    LossKind("multilabel_margin_loss", nn.MultiLabelMarginLoss, "numbers", counts="rows"),
+    LossKind("multi_margin_loss", nn.MultiMarginLoss, "ids"),
     LossKind("kl_div", nn.KLDivLoss, "floats", before="log_softmax"),
     LossKind("smooth_l1_loss", nn.SmoothL1Loss, "numbers"),
     LossKind("huber_loss", nn.HuberLoss, "floats"),
     LossKind("l1_loss", nn.L1Loss, "numbers"),
+    LossKind("poisson_nll_loss", nn.PoissonNLLLoss, "numbers"),
+    LossKind("gaussian_nll_loss", nn.GaussianNLLLoss, "numbers"),  # a partial that has its var
+    LossKind("soft_margin_loss", nn.SoftMarginLoss, "numbers"),
+    LossKind("hinge_embedding_loss", nn.HingeEmbeddingLoss, "numbers"),
 )
 LOSSES: Mapping[str, LossKind] = {kind.name: kind for kind in _KINDS}
 
@@ -158,6 +168,7 @@ _DEFAULTS: dict[str, Any] = {
     "reduction": "mean",
     "label_smoothing": 0.0,
     "pos_weight": None,
+    "var": None,
 }
 
 
@@ -179,10 +190,10 @@ def recognise(loss_fn: Function) -> KnownLoss | None:
 
 def named(loss_fn: Function) -> KnownLoss | None:
     """``recognise``, for the losses outside the table too whose outputs and targets are known."""
+    loss_fn = _unwrapped(loss_fn)
     if isinstance(loss_fn, functools.partial):
         known = None if loss_fn.args else named(loss_fn.func)
         return known and replace(known, options={**known.options, **loss_fn.keywords})
-    loss_fn = _unwrapped(loss_fn)
     if isinstance(loss_fn, nn.Module):
         if "forward" in vars(loss_fn) or type(loss_fn).__call__ is not nn.Module.__call__:
             return None  # it computes something else
@@ -195,29 +206,22 @@ def named(loss_fn: Function) -> KnownLoss | None:
 
 
 def _unwrapped(loss_fn: Function) -> Function:
-    """The module behind ``module.forward``, ``module.__call__`` and ``torch.compile``."""
+    """What is behind ``torch.compile``, ``module.forward`` and ``module.__call__``."""
+    for behind in ("_orig_mod", "_torchdynamo_orig_callable"):  # of a module, of a function
+        loss_fn = getattr(loss_fn, behind, loss_fn)
+    if getattr(loss_fn, "__globals__", {}).get("__name__") == "torch._dynamo.external_utils":
+        loss_fn = inspect.unwrap(loss_fn)  # what is torch's own is wrapped once more
     module = getattr(loss_fn, "__self__", None)
     function = getattr(loss_fn, "__func__", None)
     if isinstance(module, nn.Module) and function in (type(module).forward, nn.Module.__call__):
-        loss_fn = module
-    original: Function = getattr(loss_fn, "_orig_mod", loss_fn)
-    return original
+        return module
+    return loss_fn
 
 
 def may_be_changed(loss_fn: Function) -> bool:
     """Whether somebody hooked into a loss module, so that it may give something else."""
     loss_fn = _unwrapped(loss_fn)
     return isinstance(loss_fn, nn.Module) and is_hooked(loss_fn)
-
-
-def reduction_of(loss_fn: Function) -> str | None:
-    """The ``reduction`` of any loss of torch's, also one that ``recognise`` does not name."""
-    if isinstance(loss_fn, functools.partial):
-        is_torch = getattr(loss_fn.func, "__module__", None) == F.__name__
-        return loss_fn.keywords.get("reduction") if is_torch else None
-    loss_fn = _unwrapped(loss_fn)
-    is_torch = type(loss_fn).__module__ == nn.modules.loss.__name__
-    return getattr(loss_fn, "reduction", None) if is_torch else None
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

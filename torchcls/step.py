@@ -14,9 +14,9 @@ from torchcls.averaging import (
     Count,
     Sum,
     averaging_of,
+    divided,
     fraction,
     is_fraction,
-    one_loss,
     one_number,
     wide,
 )
@@ -152,6 +152,7 @@ class Step:
         precision: What the model runs in; None is float32.
         clip_norm: The largest global norm of the gradients; longer ones are scaled down to it.
         keeps_outputs: Whether ``Taken.parts`` are wanted.
+        watch: From the loss to what is called in its place, by whoever looks at its first call.
     """
 
     def __init__(
@@ -164,8 +165,9 @@ class Step:
         precision: Precision | None = None,
         clip_norm: float | None = None,
         keeps_outputs: bool = False,
+        watch: Callable[[Loss], Loss] = lambda loss_fn: loss_fn,
     ) -> None:
-        self._keeps_outputs = keeps_outputs
+        self._keeps_outputs, self._watch = keeps_outputs, watch
         self._given_loss, self._device, self._clip_norm = loss_fn, device, clip_norm
         self.pieces, self.precision = pieces or Pieces(model), precision or Precision()
         self.renew()
@@ -174,6 +176,7 @@ class Step:
         """Ask how the loss averages, at the start of a pass: its class weights may have changed."""
         loss_fn, device = self._given_loss, self._device
         self.loss_fn = loss_fn if device is None else loss_on(loss_fn, device)
+        self._called = self._watch(self.loss_fn)
         self._averaging = averaging_of(self.loss_fn)
         self._is_trusted = self._averaging.name is not None  # others are tested where they are cut
         self.pieces.renew(self._averaging)
@@ -219,7 +222,7 @@ class Step:
         averaging = self._averaging
         outputs = self.precision.outputs(forward, inputs)
         # The loss as it is: one piece keeps the very bits of the plain loop.
-        loss, count = one_loss(self.loss_fn(outputs, targets), averaging.counted(batch))
+        loss, count = averaging.read(self._called(outputs, targets), pieces[0])
         loss = zero_where_nothing_counts(loss, outputs, count)
         self.precision.backward(loss)
         loss = loss.detach()
@@ -238,7 +241,7 @@ class Step:
                 "micro_batch must be None for a loss_fn whose weight has a row for each sample of "
                 "the batch, since a piece has fewer. Give the weights with the targets instead."
             )
-        counts = [averaging.count(targets) for _, targets in pieces]
+        counts = [averaging.count(piece) for piece in pieces]
         total: Count = sum(counts)
         whole, numerators = Sum(), Sum()
         fractions: list[tuple[Tensor, Tensor]] = []
@@ -252,7 +255,7 @@ class Step:
                 parts.append((without_graph(outputs), targets))
             if averaging.is_elementwise:
                 _check_same_shape(outputs, targets)
-            result = self.loss_fn(outputs, targets)
+            result = self._called(outputs, targets)
             if is_fraction(result):
                 fractions.append(fraction(result))
                 continue
@@ -268,7 +271,7 @@ class Step:
             whole.add(loss)
         if fractions:  # their total is known only now, so none could go backward before
             sums = zip(*fractions, strict=True)
-            loss, total = one_loss(tuple(sum(map(_wide_enough, part)) for part in sums), 0)
+            loss, total = divided(tuple(sum(map(_wide_enough, part)) for part in sums))
             loss = zero_where_nothing_counts(loss, None, total)
             self.precision.backward(loss)
             whole.add(loss)
@@ -346,7 +349,7 @@ def _check_pieces_add_up(whole: Tensor, outputs: list[Any], targets: Any, loss_f
             f"since nothing shows that its pieces add up. {fix}"
         )
     with torch.no_grad():
-        uncut, _ = one_loss(loss_fn(torch.cat(outputs), targets), 1)
+        uncut = one_number(loss_fn(torch.cat(outputs), targets))
     # Far wider than rounding, far narrower than what another kind of average is off by. This reads
     # two numbers, so it waits for an accelerator.
     rtol = max(1e-3, 8 * torch.finfo(uncut.dtype).eps)

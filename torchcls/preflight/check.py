@@ -12,12 +12,12 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from torchcls import heads
-from torchcls.averaging import Count, averaging_of, is_fraction, one_loss
+from torchcls.averaging import averaging_of
 from torchcls.batches import Pair, as_pair, device_of, mapped, to_device
 from torchcls.evaluation import Metrics, named_metrics
-from torchcls.preflight import contract, failure, graph, scores, sources, training
+from torchcls.preflight import contract, failure, graph, inside, scores, sources, training
 from torchcls.preflight import targets as of_targets
-from torchcls.preflight.findings import Finding, Severity, error, warning
+from torchcls.preflight.findings import Finding, Severity, error
 from torchcls.preflight.reading import describe, untouched
 from torchcls.run import training as in_training_mode
 from torchcls.step import ForwardOf, Loss, forward_of, loss_on
@@ -138,14 +138,16 @@ def _of_step(
     found += scores.loss_findings(loss_fn, outputs, targets)
     averaging = averaging_of(loss_fn)
     try:
-        result = loss_fn(outputs, targets)
-        loss, count = one_loss(result, averaging.counted(batch))
+        with inside.Called() as called:
+            called.result = loss_fn(outputs, targets)
+        loss, count = averaging.read(called.result, batch)
     except Exception as raised:
         is_known = any(finding.severity == "error" for finding in found)
         return found if is_known else [*found, _failed("loss-fails", "loss", raised, outputs)]
-    if is_fraction(result):
-        found += denominator_findings(count)
+    if loss_name is None:
+        found += inside.loss_findings(called, loss_fn, outputs, targets)
     found += training.graph_findings(outputs, loss, model)
+    found += inside.unheld_findings((outputs, loss), model, loss_fn, optimizer)
     value = averaging.reported(loss.detach(), count).item()
     if math.isfinite(value):
         found += sources.unscaled_pixels(inputs, outputs, value, loss_fn)
@@ -154,18 +156,10 @@ def _of_step(
         found.append(error("non-finite-loss", f"The loss is {value:g} in this batch. {why}"))
     if loss.requires_grad:
         if optimizer is not None:
-            frozen = training.untrained(model, optimizer)
-            found += training.held_findings(model, optimizer, graph.leaves(loss), frozen)
+            leaves, frozen = graph.leaves(loss), training.untrained(model, optimizer)
+            found += training.held_findings(model, optimizer, set(map(id, leaves)), frozen)
         found += _of_gradients(loss, model, optimizer)
     return found
-
-
-def denominator_findings(count: Count) -> Iterator[Finding]:
-    """Whether the denominator that a loss returned is likely to be none."""
-    if not isinstance(count, Tensor) and 0 < count < 1:
-        seen = f"The loss returns a pair, but the second, {count:.3g}, is less than one sample."
-        fix = "Of two losses return a + b; of a loss and a score return the loss alone."
-        yield warning("loss-fails", f"{seen} {fix}")
 
 
 def _few(pair: Pair) -> Pair:
@@ -193,7 +187,7 @@ def _of_gradients(loss: Tensor, model: nn.Module, optimizer: Optimizer | None) -
         return
     gradients = dict(zip(parameters, given, strict=True))
     got = {id(parameters[name]) for name, g in gradients.items() if g is not None}
-    got |= graph.leaves(loss) - set(map(id, model.parameters()))  # a loss's own
+    got |= set(map(id, graph.leaves(loss))) - set(map(id, model.parameters()))  # a loss's own
     yield from training.gradient_findings(got, model, optimizer)
     if math.isfinite(loss.item()) and not failure.is_finite(given):
         why = failure.which_gradient("this batch", gradients.items())

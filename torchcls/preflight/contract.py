@@ -215,7 +215,7 @@ def _by_value(outputs: Tensor, loss: KnownLoss) -> Iterator[Finding]:
     low, high = bounds(outputs) or (0, 0)
     if loss.kind.before == "sigmoid" and (low < 0 or high > 1):
         yield _no_probabilities(outputs, loss, "the outputs are none")
-    elif loss.name == "nll_loss" and math.isfinite(high) and high > 1e-2:
+    elif loss.kind.before == "log_softmax" and math.isfinite(high) and high > 1e-2:
         seen = f"{loss} needs log-probabilities, never above 0, but the outputs are{span(outputs)}."
         fix = "Use CrossEntropyLoss on raw scores, or add LogSoftmax(dim=1)."
         # Weighted by an advantage or a margin they may be what is meant.

@@ -18,12 +18,13 @@ CODES = {
             wrong-axis""",
         "targets": """all-ignored row-sums shifted-targets target-dtype target-form target-range
             target-shape""",
-        "loss": """label-smoothing loss-broadcasts loss-fails loss-parameters loss-weight
-            loss-without-graph""",
+        "loss": """averaged-by-samples label-smoothing loss-broadcasts loss-fails loss-parameters
+            loss-weight loss-without-graph swapped-arguments""",
         "metrics": """metric-broadcasts metric-ignore-index metric-ignores-outputs
             metric-of-another-row metric-refuses metric-threshold""",
         "model and optimizer": """all-frozen batch-statistics forward-fails learning-rate maximize
-            no-gradient optimizer-misses optimizer-of-another-model optimizer-part""",
+            no-gradient nothing-moves optimizer-misses optimizer-of-another-model optimizer-part
+            trains-in-evaluation unheld-parameters""",
         "data": """batch-form class-tables input-dtype input-shape last-batch one-class one-input
             repeated-batches scale-differs shape-differs sorted-targets unscaled-inputs
             valid-drops-samples valid-is-train valid-overlaps""",

@@ -199,6 +199,6 @@ def ran_exp(outputs: Tensor) -> bool:
     return any(_kind(node) == "Exp" for node in nodes(outputs))
 
 
-def leaves(loss: Tensor) -> set[int]:
-    """The ``id`` of every tensor that a loss has gradients for."""
-    return {id(node.variable) for node in nodes(loss) if _kind(node) == "AccumulateGrad"}
+def leaves(loss: Tensor) -> list[Tensor]:
+    """Every tensor that a loss has gradients for."""
+    return [node.variable for node in nodes(loss) if _kind(node) == "AccumulateGrad"]

@@ -10,12 +10,12 @@ from torch.optim import Optimizer
 
 from torchcls import heads
 from torchcls.averaging import Mean
-from torchcls.batches import Pair, samples_in, split
+from torchcls.batches import Pair, samples_of, split
 from torchcls.evaluation import Metrics, named_metrics
-from torchcls.preflight import contract, failure, scores, sources, training
+from torchcls.preflight import contract, failure, inside, scores, sources, training
 from torchcls.preflight import targets as of_targets
 from torchcls.preflight.check import check as check_batch
-from torchcls.preflight.check import denominator_findings, eager, is_compiled
+from torchcls.preflight.check import eager, is_compiled
 from torchcls.preflight.failure import explain_forward
 from torchcls.preflight.findings import Check, ContractError, Finding, act_on, error, warning
 from torchcls.preflight.reading import untouched
@@ -60,6 +60,9 @@ class Preflight:
         self._epoch = self._number = -1
         self._has_seen_step, self._has_seen_valid = False, valid is None
         self._first_batch: Any = None  # until the second was seen
+        self._has_evaluated = False
+        self._called: inside.Called | None = None  # what the loss calls, until that was looked at
+        self._norms: dict[Tensor, Tensor] = {}  # of the parameters, as the first epoch begins
         self._first_inputs: Any = None  # some of the first batch, until validation was seen
         self._first_bad: Tensor | None = None  # the number of a batch, on an accelerator
         self._bad_before: Tensor | None = None  # the same, in the process that is resumed
@@ -80,6 +83,20 @@ class Preflight:
         if code in self._watched:
             self._settle([error(code, message)])
             self._watched.discard(code)
+
+    def watch(self, loss_fn: Loss) -> Loss:
+        """What is to be called in place of a loss of one's own, so that its first call is seen."""
+        if self._check == "off" or self._has_seen_step or heads.named(loss_fn) is not None:
+            return loss_fn
+
+        def watched(outputs: Any, targets: Any) -> Any:
+            if self._has_seen_step or self._called is not None:
+                return loss_fn(outputs, targets)
+            with inside.Called() as self._called:
+                self._called.result = loss_fn(outputs, targets)
+            return self._called.result
+
+        return watched
 
     def __call__(self, taken: Taken, epoch: int, number: int) -> Tensor | None:
         """Look at a step between its backward pass and the optimizer's; both numbers count from 0.
@@ -122,21 +139,24 @@ class Preflight:
 
     def _look_closely(self, taken: Taken) -> None:
         outputs, targets = taken.outputs, taken.batch[1]
+        called, self._called = self._called, None
         is_empty = outputs is None or (isinstance(outputs, Tensor) and outputs.numel() == 0)
         if not self._has_seen_step and not is_empty:
-            self._settle(self._of_first_step(taken))
+            self._settle(self._of_first_step(taken, called))
             self._has_seen_step = True
         if self._number == 0:
             self._first_batch = taken.batch
         elif self._number == 1 and self._first_batch is not None:
             self._settle(sources.repeated_batches(self._train, self._first_batch, taken.batch))
             self._first_batch = None
+            if self._number == 0 and not self._scales_loss:  # which may skip first steps
+                self._norms = training.norms(self._optimizer)
         is_said = self._has_targets or any(f.code == "target-range" for f in self.findings)
         # Class ids out of range raise by themselves.
         if not is_said and isinstance(targets, Tensor) and targets.is_floating_point():
             self._settle(of_targets.in_range(targets, outputs, heads.named(self._loss_fn)))
 
-    def _of_first_step(self, taken: Taken) -> list[Finding]:
+    def _of_first_step(self, taken: Taken, called: inside.Called | None) -> list[Finding]:
         inputs, targets, outputs = taken.inputs, taken.targets, taken.outputs
         model, loss_fn, loss = self._model, self._loss_fn, heads.named(self._loss_fn)
         found = contract.findings_of(*self._readable(inputs, targets, outputs), loss_fn)
@@ -144,9 +164,11 @@ class Preflight:
         used = {id(p) for p in (*model.parameters(), *self._held) if p.grad is not None}
         found += training.gradient_findings(used, model, self._optimizer)
         found += training.held_findings(model, self._optimizer, used, self._frozen)
-        if loss is None:
-            found += denominator_findings(taken.count)
-        if samples_in((inputs, targets)) < samples_in(taken.batch):
+        given = outputs if called is None else (outputs, called.result)
+        found += inside.unheld_findings(given, model, loss_fn, self._optimizer)
+        if called is not None:
+            found += inside.loss_findings(called, loss_fn, outputs, targets)
+        if samples_of((inputs, targets)) < samples_of(taken.batch):
             found += training.batch_statistics(model)
         found += self._scores(inputs, targets, outputs)
         for source in (self._train, self._valid):
@@ -223,12 +245,15 @@ class Preflight:
         if mean.counted() == 0:
             seen = f"No target of epoch {epoch} (counted from 0) counts: each is ignore_index, or"
             self._say_once("all-ignored", f"{seen} has class weight 0. Look at the labels.")
+        norms, self._norms = self._norms, {}
         bad = math.inf if self._first_bad is None else self._first_bad.item()
         if bad < math.inf:
             where = f"batch {bad:.0f} of epoch {epoch} (both counted from 0)"
             kept = _KEPT if self._holds_back else "The optimizer has gone on stepping."
             seen = f"The loss is not finite in {where}. On the CPU the run says what went first."
             self._say_once("non-finite-loss", f"{seen} {kept}")
+        else:
+            self._settle(training.movement_findings(norms))
         self._settle(sources.more_batches(self._train, self._number + 1))
 
     def at_valid(self, number: int, loss: float, batch: Pair, outputs: Any) -> None:
@@ -237,6 +262,10 @@ class Preflight:
             self._has_seen_valid = True
             self._settle(sources.scale_findings(self._first_inputs, batch[0]))
             self._first_inputs = None
+        if not self._has_evaluated and self._check != "off":
+            self._has_evaluated = True
+            if not is_compiled(self._model):
+                self._settle(inside.evaluation_findings(self._model, self._call, batch[0]))
         if not math.isfinite(loss) and "non-finite-valid-loss" in self._watched:
             where = f"validation batch {number} of epoch {self._epoch} (both counted from 0)"
             kept = "The weights are those after this epoch."

@@ -1,5 +1,6 @@
 """Whether a step trains what is to be trained: the model, the optimizer, the gradients."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,11 @@ def findings_of(
         if isinstance(module, _BatchNorm) and module.momentum == module.num_batches_tracked == 0:
             seen = f"{type(module).__name__} {name!r} has momentum 0, so evaluation takes a mean of"
             yield warning("batch-statistics", f"{seen} 0 and a variance of 1. The default is 0.1.")
+    # A loss of one's own may have parameters that nobody sees, in a closure, say: its first step
+    # tells which are used.
+    is_known = heads.named(loss_fn) is not None
+    if is_known:
+        yield from _frozen(model)
     if optimizer is None:
         return
     own = loss_fn.parameters() if isinstance(loss_fn, nn.Module) else ()
@@ -39,9 +45,10 @@ def findings_of(
         yield warning("maximize", "The optimizer maximises the loss. Leave maximize=True out.")
 
 
-def held_by(optimizer: Optimizer) -> list[Tensor]:
+def held_by(optimizer: Optimizer | None) -> list[Tensor]:
     """The parameters of an optimizer."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
+    groups = [] if optimizer is None else optimizer.param_groups
+    return [p for group in groups for p in group["params"]]
 
 
 def untrained(model: nn.Module, optimizer: Optimizer) -> set[int]:
@@ -104,6 +111,26 @@ def held_findings(
     elif missing:
         fix = "Freeze what is not to be trained: requires_grad_(False) saves its gradients."
         yield note("optimizer-part", f"{seen}. {fix}")
+
+
+def norms(optimizer: Optimizer) -> dict[Tensor, Tensor]:
+    """The norm of each parameter that a step should move, in float64: it tells whether it does."""
+    stepped = [p for group in optimizer.param_groups if group.get("lr", 1) for p in group["params"]]
+    dense = [p for p in stepped if p.dtype in _DTYPES and p.layout == torch.strided]
+    return {p: _norm(p.detach()) for p in dense if p.grad is not None and p.device.type != "mps"}
+
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_norm = functools.partial(torch.linalg.vector_norm, dtype=torch.float64)
+
+
+def movement_findings(before: dict[Tensor, Tensor]) -> Iterator[Finding]:
+    """Whether an epoch has moved most of what it steps on. Waits for an accelerator."""
+    still = sum(p.numel() for p, norm in before.items() if torch.equal(norm, _norm(p.detach())))
+    if still > sum(p.numel() for p in before) / 2:  # a number near 0 moves where no other does
+        seen = f"{still} numbers in the parameters have not moved in a whole epoch of steps."
+        fix = "Raise the learning rate, or keep the weights in float32: the steps are too small."
+        yield warning("nothing-moves", f"{seen} {fix}")
 
 
 def _some(names: list[str]) -> str:
