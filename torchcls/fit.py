@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -265,18 +266,13 @@ def _assembled(chosen: Any) -> Run:
         set_epoch(train, epoch)
         return taken_at_once(nearby.copy(train))
 
+    measured = partial(measure, model, device=device, pieces=of_valid, precision=precision)
+    look.measure = measured
+
     def validate(epoch: int) -> Evaluation:
-        return measure(
-            model,
-            display.validating(taken_at_once(nearby.copy(valid)), epoch),
-            loss_fn,
-            chosen.metrics,
-            device,
-            pieces=of_valid,
-            precision=precision,
-            look=look,
-            name=f"valid in epoch {epoch}" if epoch else "valid",
-        )
+        batches = display.validating(taken_at_once(nearby.copy(valid)), epoch)
+        name = f"valid in epoch {epoch}" if epoch else "valid"
+        return measured(batches, loss_fn, chosen.metrics, look=look, name=name)
 
     source = Source("train", train, opened)
     if survival is not None:
