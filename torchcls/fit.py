@@ -120,9 +120,12 @@ def fit(
             ``history.micro_batch`` says what it chose.
         check: What to do about what the preflight finds in model, loss, targets, metrics, optimizer
             and data; see ``check``. It reads the first training step before the optimizer does, and
-            the loss and gradients of every step on the CPU. "error" raises ``ContractError`` where
-            something is certainly wrong and warns once of what almost certainly is; "warn" warns of
-            both; "off" does not look. ``history.findings`` keeps all of it, notes included.
+            the loss and gradients of every step on the CPU. In that first step it validates on one
+            batch, with copies of the metrics, and puts all back: what would fail after an epoch is
+            said then. (Of lists, ``Batches`` and DataLoaders without workers; others may be started
+            once only.) "error" raises ``ContractError`` where something is certainly wrong and
+            warns once of what almost certainly is; "warn" warns of both; "off" does not look.
+            ``history.findings`` keeps all of it, notes included.
         ignore: Codes of findings to leave out, such as ``["valid-is-train"]``.
         checkpoint: A folder for the state of the run: ``last.pt``, ``best.pt``, and ``epoch.pt``,
             an earlier one to fall back to. None keeps nothing. Each is a file of
