@@ -232,16 +232,17 @@ def test_a_function_that_raises_on_one_batch_is_left_alone():
         assert said([needs_all], *arguments) == []
 
 
-def test_a_function_of_ones_own_on_several_columns_is_not_called_by_a_run():
+def test_a_run_calls_a_function_of_ones_own_on_the_first_batch_and_on_whole_splits():
     calls = []
 
     def metric(outputs, targets):
         calls.append(len(targets))
         return 0.5
 
-    tc.fit(nn.Linear(4, 3), [(X, IDS)], [(X[:7], IDS[:7])], loss_fn=CE, metrics=[metric],
+    valid = [(X[:7], IDS[:7]), (X[:5], IDS[:5])]
+    tc.fit(nn.Linear(4, 3), [(X, IDS)], valid, loss_fn=CE, metrics=[metric],
            epochs=2, progress=False)  # fmt: skip
-    assert calls == [7, 7]
+    assert calls == [7, 12, 12]
 
 
 @pytest.mark.parametrize("metric", [tc.accuracy, tc.error_rate])

@@ -311,6 +311,12 @@ def parts_of(loader: Any) -> list[Any]:
     return list({id(part): part for part in parts}.values())
 
 
+def generators_of(loader: Any) -> list[torch.Generator]:
+    """The generators that a loader, its samplers and its dataset draw from."""
+    found = (getattr(part, "generator", None) for part in parts_of(loader))
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
+
+
 def as_pair(batch: Any, name: str) -> Pair:
     """Check that a batch is a pair (inputs, targets); the TypeError shows how to make it one."""
     if isinstance(batch, (tuple, list)) and len(batch) == 2:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -119,9 +120,12 @@ def fit(
             ``history.micro_batch`` says what it chose.
         check: What to do about what the preflight finds in model, loss, targets, metrics, optimizer
             and data; see ``check``. It reads the first training step before the optimizer does, and
-            the loss and gradients of every step on the CPU. "error" raises ``ContractError`` where
-            something is certainly wrong and warns once of what almost certainly is; "warn" warns of
-            both; "off" does not look. ``history.findings`` keeps all of it, notes included.
+            the loss and gradients of every step on the CPU. In that first step it validates on one
+            batch, with copies of the metrics, and puts all back: what would fail after an epoch is
+            said then. (Of lists, ``Batches`` and DataLoaders without workers; others may be started
+            once only.) "error" raises ``ContractError`` where something is certainly wrong and
+            warns once of what almost certainly is; "warn" warns of both; "off" does not look.
+            ``history.findings`` keeps all of it, notes included.
         ignore: Codes of findings to leave out, such as ``["valid-is-train"]``.
         checkpoint: A folder for the state of the run: ``last.pt``, ``best.pt``, and ``epoch.pt``,
             an earlier one to fall back to. None keeps nothing. Each is a file of
@@ -265,18 +269,13 @@ def _assembled(chosen: Any) -> Run:
         set_epoch(train, epoch)
         return taken_at_once(nearby.copy(train))
 
+    measured = partial(measure, model, device=device, pieces=of_valid, precision=precision)
+    look.measure = measured
+
     def validate(epoch: int) -> Evaluation:
-        return measure(
-            model,
-            display.validating(taken_at_once(nearby.copy(valid)), epoch),
-            loss_fn,
-            chosen.metrics,
-            device,
-            pieces=of_valid,
-            precision=precision,
-            look=look,
-            name=f"valid in epoch {epoch}" if epoch else "valid",
-        )
+        batches = display.validating(taken_at_once(nearby.copy(valid)), epoch)
+        name = f"valid in epoch {epoch}" if epoch else "valid"
+        return measured(batches, loss_fn, chosen.metrics, look=look, name=name)
 
     source = Source("train", train, opened)
     if survival is not None:

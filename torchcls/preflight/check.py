@@ -134,7 +134,7 @@ def _of_step(
     found = contract.findings_of(inputs, targets, outputs, loss_fn)
     if isinstance(pair[1], Tensor):  # all of them, where fewer went through
         found += of_targets.in_range(pair[1], outputs, loss_name)
-    found += scores.findings_of(named, outputs, targets, loss_fn, is_asked=True)
+    found += scores.findings_of(scores.copies_of(named), outputs, targets, loss_fn)
     found += scores.loss_findings(loss_fn, outputs, targets)
     averaging = averaging_of(loss_fn)
     try:

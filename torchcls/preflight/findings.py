@@ -29,6 +29,7 @@ CODES = {
             repeated-batches scale-differs shape-differs sorted-targets unscaled-inputs
             valid-drops-samples valid-is-train valid-overlaps""",
         "numbers": "non-finite-gradient non-finite-loss non-finite-valid-loss",
+        "validation": "valid-fails",
     }.items()
 }
 

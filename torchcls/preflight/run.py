@@ -1,7 +1,9 @@
 """The preflight of a run: a look before the first step, at it, and at what passes by later."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch.optim import Optimizer
 
 from torchcls import heads
 from torchcls.averaging import Mean
-from torchcls.batches import Pair, samples_of, split
+from torchcls.batches import Pair, generators_of, samples_of, split
 from torchcls.evaluation import Metrics, named_metrics
 from torchcls.preflight import contract, failure, inside, scores, sources, training
 from torchcls.preflight import targets as of_targets
@@ -54,6 +56,7 @@ class Preflight:
         self._optimizer, self._train, self._valid = optimizer, train, valid
         self._check, self._ignore, self._scales_loss = check, frozenset(ignore), scales_loss
         self.findings: list[Finding] = []
+        self.measure: Callable[..., Any] | None = None  # what validates, given batches and metrics
         self._said_before: set[str] = set()  # codes, in the run that is resumed
         # What is looked for in every batch, until it was said.
         self._watched = set() if check == "off" else _SAID_ONCE - self._ignore
@@ -143,6 +146,8 @@ class Preflight:
         is_empty = outputs is None or (isinstance(outputs, Tensor) and outputs.numel() == 0)
         if not self._has_seen_step and not is_empty:
             self._settle(self._of_first_step(taken, called))
+            if self._valid is not None and self.measure is not None:
+                self._of_valid(taken, self.measure)
             self._has_seen_step = True
         if self._number == 0:
             self._first_batch = taken.batch
@@ -170,7 +175,6 @@ class Preflight:
             found += inside.loss_findings(called, loss_fn, outputs, targets)
         if samples_of((inputs, targets)) < samples_of(taken.batch):
             found += training.batch_statistics(model)
-        found += self._scores(inputs, targets, outputs)
         for source in (self._train, self._valid):
             stored = sources.targets_of(source)
             if stored is not None:
@@ -200,26 +204,64 @@ class Preflight:
                 pass
         return inputs, targets, outputs
 
-    def _scores(self, inputs: Any, targets: Any, outputs: Any) -> list[Finding]:
-        """Try the metrics on targets of the form that validation has."""
-        if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or not outputs.ndim:
-            return []
-        has_columns = outputs.ndim > 1 and outputs.shape[1] > 1
-        valid = sources.some_rows(self._valid)
-        if valid is not None:
-            if not isinstance(inputs, Tensor) or valid[0].shape[1:] != inputs.shape[1:]:
-                return []  # and so may the outputs be
-            targets = valid[1].to(outputs.device)
-            n = min(len(outputs), len(targets))
-            outputs, targets = outputs[:n], targets[:n]
-        elif targets.is_floating_point() and has_columns:
-            known = heads.recognise(self._loss_fn)
-            if known is None or "rows" in known.kind.targets:
-                return []  # soft rows, as mixup makes them: validation may have class ids
-        elif has_columns:
-            targets = torch.zeros_like(targets)  # values, such as an ignore_index, may differ there
-        named = named_metrics(self._metrics)
-        return scores.findings_of(named, outputs, targets, self._loss_fn, is_asked=False)
+    def _of_valid(self, taken: Taken, measure: Callable[..., Any]) -> None:
+        """Validate on the first batch, with copies of the metrics, and put all back.
+
+        Where it must not be started early, they are tried on what evaluation makes of the training
+        batch. Either comes after that was trained on: some models can be evaluated only then.
+        """
+        seen: list[Pair] = []
+        spy = SimpleNamespace(reset=seen.clear, update=lambda *p: seen.append(p), compute=bool)
+        copies = scores.copies_of(named_metrics(self._metrics))
+        is_early = sources.may_start_early(self._valid)
+        batches = self._valid if is_early else [(taken.inputs, taken.targets)]
+        loss_fn = self._loss_fn if is_early else None
+        look = SimpleNamespace(explain=self.explain, at_valid=lambda *_: None) if is_early else None
+
+        def raised_by(n: int | None, metrics: Any) -> Exception | None:
+            generators = [(g, g.get_state()) for g in generators_of(batches)]
+            with untouched(self._model, loss_fn), eager(self._model):
+                try:
+                    measure(islice(batches, n), loss_fn, metrics, look=look, name="valid")
+                except ContractError:
+                    raise
+                except torch.OutOfMemoryError:  # to put all back takes memory, too
+                    return None
+                except Exception as raised:
+                    return raised
+                finally:
+                    for generator, state in generators:
+                        generator.set_state(state)
+            return None
+
+        raised = raised_by(1, {"": spy, **(copies if is_early else {})})
+        found: list[Finding] = []
+        for outputs, targets in seen:
+            targets = targets if is_early else self._as_valid_may_have(targets, outputs)
+            found = scores.findings_of(
+                copies, outputs, targets, self._loss_fn, is_asked=is_early, shown=taken.outputs
+            )
+        if is_early and raised and not any(finding.severity == "error" for finding in found):
+            # A metric may need more than a batch, such as every class: the whole split decides.
+            raised = raised_by(None, copies)
+            if raised is not None:
+                why = f"{type(raised).__name__}: {raised}"
+                found.append(error("valid-fails", f"Validation would fail, as it does now: {why}"))
+        try:
+            self._settle(found)
+        except ContractError as stop:
+            raise stop from raised
+
+    def _as_valid_may_have(self, targets: Any, outputs: Any) -> Any:
+        """Training targets in the form that validation may have; None where nobody can tell."""
+        are_tensors = isinstance(outputs, Tensor) and isinstance(targets, Tensor)
+        if not are_tensors or outputs.ndim < 2 or outputs.shape[1] == 1:
+            return targets
+        if not targets.is_floating_point():
+            return torch.zeros_like(targets)  # values, such as an ignore_index, may differ there
+        known = heads.recognise(self._loss_fn)
+        is_soft = known is None or "rows" in known.kind.targets  # as mixup makes them
+        return None if is_soft else targets
 
     def _loss_is_not_finite(self, taken: Taken, loss: float) -> None:
         outputs = taken.outputs

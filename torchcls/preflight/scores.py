@@ -1,5 +1,6 @@
 """Whether a metric reads the outputs as the loss does, and whether it reads them at all."""
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -19,24 +20,42 @@ from torchcls.preflight.reading import consists_of, drawing_nothing, is_readable
 from torchcls.step import Loss
 
 
+def copies_of(named: dict[str, Any]) -> dict[str, Any]:
+    """The metrics to try out: what cannot be copied is left out."""
+    copies = {}
+    for name, metric in named.items():
+        with contextlib.suppress(Exception):
+            copies[name] = copy.deepcopy(metric)
+    return copies
+
+
 def findings_of(
-    named: dict[str, Any], outputs: Any, targets: Any, loss_fn: Loss, *, is_asked: bool
+    copies: dict[str, Any],
+    outputs: Any,
+    targets: Any,
+    loss_fn: Loss,
+    *,
+    is_asked: bool = True,
+    shown: Any = None,
 ) -> list[Finding]:
-    """What the metrics, by name, would do with these outputs and targets.
+    """What copies of the metrics, by name, would do with these outputs and targets.
 
     Functions of the user's own are tried out on one output per sample, where so much goes wrong,
-    and copies of objects with ``is_asked``.
+    and objects with ``is_asked``. Where ``outputs`` have no graph, that of ``shown`` tells the last
+    activation.
     """
     if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
         return []
     found: list[Finding] = []
     loss = heads.named(loss_fn)
     with torch.no_grad(), drawing_nothing(outputs.device):
-        for name, metric in named.items():
+        for name, metric in copies.items():
             row = _row_of(metric)
             found += _ignores_alike(name, metric, row, loss)
             if row is not None:
-                found += _ours(name, metric, row, outputs, targets, loss)
+                are_raw = _are_raw(outputs if shown is None else shown, loss)
+                said = _wrong_threshold(name, metric, are_raw)
+                found += said or _ours(name, metric, row, outputs, targets, loss)
             elif not is_object(metric):
                 found += _own(name, metric, outputs.detach(), targets, loss)
             elif is_asked:
@@ -51,18 +70,19 @@ def _row_of(metric: Any) -> Head | None:
     return next((row for row in heads.TABLE if any(metric is one for one in row.metrics)), None)
 
 
+def _wrong_threshold(name: str, metric: Any, are_raw: bool | None) -> list[Finding]:
+    option = inspect.signature(metric).parameters.get("from_logits")  # of a partial: what it binds
+    if option is None or are_raw is not (not option.default):
+        return []
+    takes, are = ("raw scores", "probabilities")[:: 1 if option.default else -1]
+    seen = f"The metric {name} takes the outputs for {takes}, but they are {are}."
+    fix = f"Use functools.partial({name}, from_logits={not option.default})."
+    return [error("metric-threshold", f"{seen} {fix}")]
+
+
 def _ours(
     name: str, metric: Any, row: Head, outputs: Tensor, targets: Tensor, loss: KnownLoss | None
 ) -> Iterator[Finding]:
-    option = inspect.signature(metric).parameters.get("from_logits")  # of a partial: what it binds
-    if option is not None and _are_raw(outputs, loss) is (not option.default):
-        takes, are = "raw scores", "probabilities"
-        if not option.default:
-            takes, are = are, takes
-        seen = f"The metric {name} takes the outputs for {takes}, but they are {are}."
-        fix = f"Use functools.partial({name}, from_logits={not option.default})."
-        yield error("metric-threshold", f"{seen} {fix}")
-        return
     try:
         metric(outputs.detach(), targets)
     except (TypeError, ValueError) as refusal:
@@ -98,19 +118,15 @@ def _ignores_alike(
         yield warning("metric-ignore-index", f"{seen} Give it ignore_index={ignored}, too.")
 
 
-def _are_raw(outputs: Tensor, loss: KnownLoss | None) -> bool | None:
+def _are_raw(outputs: Any, loss: KnownLoss | None) -> bool | None:
     """Whether outputs are raw scores or probabilities; None where nobody can tell."""
     if loss is not None and (loss.kind.within or loss.kind.before == "sigmoid"):
         return loss.kind.within is not None
-    executed = last_executed(outputs)
+    executed = last_executed(outputs) if isinstance(outputs, Tensor) else None
     return False if executed is not None and executed.name in ("sigmoid", "softmax") else None
 
 
 def _object(name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Iterator[Finding]:
-    try:
-        metric = copy.deepcopy(metric)
-    except Exception:  # what cannot be copied cannot be tried out
-        return
     try:
         if callable(getattr(metric, "to", None)):
             metric.to(outputs.device)

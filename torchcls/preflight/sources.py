@@ -116,6 +116,19 @@ def _takes_all(source: Any) -> bool:
     return type(_sampler(source)) in (SequentialSampler, RandomSampler)
 
 
+def may_start_early(source: Any) -> bool:
+    """Whether a first batch may be fetched, and all be put back as if it never was.
+
+    Not from workers, which cost seconds and, where they persist, draw on from there; from samplers
+    that are not torch's, which may count their passes; from iterable datasets, iterators and
+    loaders of one's own, whose pass may be the only one.
+    """
+    is_plain = isinstance(source, DataLoader) and type(source).__iter__ is DataLoader.__iter__
+    if not is_plain or source.num_workers > 0:
+        return _is_batches(source) or type(source) in (list, tuple)
+    return type(_sampler(source)).__module__ == torch.utils.data.sampler.__name__
+
+
 def _cut(source: Any) -> tuple[int, int, bool]:
     """Samples in a pass and in a batch, and whether the rest is dropped; none where unknown."""
     cutter: Any = source if _is_batches(source) else getattr(source, "batch_sampler", None)
