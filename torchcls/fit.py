@@ -23,7 +23,7 @@ from torchcls.run import Rest, Run, Source
 from torchcls.speed.loaders import taken_at_once
 from torchcls.speed.pieces import AutoPieces
 from torchcls.step import Loss, Pieces, Step, check_micro_batch
-from torchcls.survival.best import Best
+from torchcls.survival.best import best_by
 from torchcls.survival.keep import Survival, check_keeping
 from torchcls.survival.source import Replayed
 
@@ -289,7 +289,7 @@ def _check(chosen: Any) -> None:
         check_source(chosen.valid, "valid")
     _check_metrics(chosen.metrics, has_valid=has_valid)
     check_keeping(chosen.checkpoint, chosen.resume, chosen.save_every)
-    Best(chosen.best, chosen.metrics, has_valid=has_valid)
+    best_by(chosen.best, chosen.metrics, has_valid=has_valid)
     if optimizer is not None and lr is not None:
         raise ValueError(
             f"lr must not stand beside optimizer, which has its own, got lr={lr!r}. "

@@ -116,7 +116,7 @@ def _as_json(value: Any) -> Any:
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A name beside ``path`` to write to; the file takes its place when the block ends well."""
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(os.path.expanduser(path)))
     if target.exists() and not target.is_file():  # a pipe or a device: nothing to keep
         yield target
         return
