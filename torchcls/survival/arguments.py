@@ -22,7 +22,8 @@ from torchcls.heads import recognise
 from torchcls.state import written
 from torchcls.survival.source import checksum
 
-_MOVING = ("params", "param_groups", "initial_lr", "base_lrs", "training", "last_epoch", "best")
+_MOVING = {"params", "param_groups", "initial_lr", "base_lrs", "training", "last_epoch", "best"}
+_MOVING |= {"num_bad_epochs", "cooldown_counter"}
 _PLACES = (0.0, 0.1, 0.25, 0.5, 0.9)  # where a schedule by progress is asked
 
 
@@ -37,7 +38,8 @@ def described(choices: Any, *, groups: int | None = None) -> dict[str, Any]:
     metrics = named_metrics(choices.metrics)
     of_groups = [_plain_ones(group) for group in optimizer.param_groups[:groups]]
     of_each = {name: [group.get(name) for group in of_groups] for name in of_groups[0]}
-    found = {
+    inside = _inside(written(choices.model))
+    found = {f"{path} of the model": kind for path, kind in inside.items()} | {
         "train": _source(choices.train),
         "valid": None if choices.valid is None else _source(choices.valid),
         "loss_fn": _name(choices.loss_fn),
@@ -47,7 +49,6 @@ def described(choices: Any, *, groups: int | None = None) -> dict[str, Any]:
         "schedule": None if schedule is None else _name(schedule),
     }
     options = {
-        "the model": _inside(written(choices.model)),
         "the loss": _options_of(choices.loss_fn),
         **{f"the metric {name}": _options_of(metric) for name, metric in metrics.items()},
         "the optimizer": _plain_ones(vars(optimizer))
@@ -132,15 +133,13 @@ def _options_of(function: Any) -> dict[str, Any]:
 def _inside(module: nn.Module) -> dict[str, Any]:
     """The kinds, plain attributes and parameters of a module and of all in it, by their paths."""
     found: dict[str, Any] = {}
+    counts = (Tensor, list) if hasattr(module, "reset") else ()  # what a metric adds up
     for path, part in module.named_modules():
-        found[path or "the whole"] = (
-            f"{type(part).__name__}({_without_addresses(part.extra_repr())})"
-        )
-        of_part = _plain_ones(vars(part))
-        found |= {f"{path}.{name}".removeprefix("."): value for name, value in of_part.items()}
-    for name, parameter in module.named_parameters():
-        found[name] = None if is_lazy(parameter) else tuple(parameter.shape)
-    return found
+        found[path or "kind"] = f"{type(part).__name__}({_without_addresses(part.extra_repr())})"
+        told = {name: v for name, v in vars(part).items() if not isinstance(v, counts)}
+        found |= {f"{path}.{name}".strip("."): v for name, v in _plain_ones(told).items()}
+    shapes = {k: None if is_lazy(p) else tuple(p.shape) for k, p in module.named_parameters()}
+    return found | shapes
 
 
 def _plain_ones(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,6 @@ class Survival:
         self._best = best_by(choices.best, choices.metrics, has_valid=choices.valid is not None)
         self._choices, self._told = choices, described(choices)
         self._saved: tuple[int, int, bool] | None = None  # where the run stood then
-        self._circumstances: dict[str, Any] | None = None  # of the process before this one
         self._state = self._folder.open(resume=choices.resume, check=self._check)
 
     def _check(self, state: dict[str, Any], path: Path) -> None:
@@ -59,7 +58,7 @@ class Survival:
         except (LookupError, TypeError, AttributeError, RuntimeError) as error:
             words = f"{self._folder.path} must hold the whole state of such a run"
             raise ValueError(f"{words}, got {type(error).__name__}: {error}.") from error
-        self._circumstances = state["circumstances"]
+        self._compare(state["circumstances"])
         self._saved = epoch, step, is_stopped = run.position
         if step == 0:
             self._keep_best()  # an interrupt may have come before it
@@ -68,7 +67,6 @@ class Survival:
 
     def kept(self, rests: Callable[[], Iterator[Rest]]) -> Iterator[Rest]:
         """Hand on the rests, each with its state on disk where it is time for one."""
-        self._compare()
         while True:
             if self._run.is_broken:
                 self._go_back()
@@ -97,11 +95,8 @@ class Survival:
                 raise
             self._begin_again(why)
 
-    def _compare(self) -> None:
-        """See, before a run is taken up, whether it can come to the same bits here."""
-        before, self._circumstances = self._circumstances, None
-        if before is None:
-            return
+    def _compare(self, before: dict[str, Any]) -> None:
+        """See whether a run that is taken up can come to the same bits here."""
         now, (epoch, step, _) = circumstances(self._run.device), self._run.position
         changed = [f"{k} was {before.get(k)}, is {v}" for k, v in now.items() if before.get(k) != v]
         if _is_compiled(self._run.model):
