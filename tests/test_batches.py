@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import tensor
 
-from torchcls.batches import mapped, num_samples, split
+from torchcls.batches import mapped, num_samples, split, to_device
 
 
 class Pair(NamedTuple):
@@ -112,3 +112,21 @@ def test_a_list_of_dicts_holds_one_dict_for_each_sample():
 def test_lengths_must_agree(structure, words):
     with pytest.raises(ValueError, match=rf"agree in the length.*{words}"):
         num_samples(structure)
+
+
+class Graph:
+    """An object that moves itself, as graphs and tokenized texts do."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def to(self, device):
+        return Graph(self.x.to(device))
+
+
+def test_objects_that_move_themselves_follow():
+    (inputs, other), targets = to_device(
+        ((Graph(torch.zeros(3)), "name"), torch.zeros(3)), torch.device("meta")
+    )
+    assert inputs.x.device.type == targets.device.type == "meta"
+    assert other == "name"

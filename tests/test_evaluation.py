@@ -1,11 +1,10 @@
-"""torchcls.evaluation: exact over a split, nothing is changed, predictions and their file."""
+"""torchcls.evaluation: exact over a split, and nothing is changed."""
 
-import csv
+import weakref
 from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn, tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -98,6 +97,7 @@ def test_metrics_may_be_functions_partials_objects_or_named(model):
         ([Counter], TypeError, "objects with update.*Counter"),
         (tc.accuracy, TypeError, r"list or a dict.*Write \[metric\]"),
         (["accuracy"], TypeError, "functions of .*got 'accuracy'"),
+        ({1: tc.accuracy}, TypeError, "named by strings, got 1. Write '1'"),
     ],
 )
 def test_metrics_that_are_none_say_so(model, metrics, error, words):
@@ -108,6 +108,45 @@ def test_metrics_that_are_none_say_so(model, metrics, error, words):
 def test_a_function_on_the_whole_split_must_get_tensors():
     with pytest.raises(TypeError, match=r"'<lambda>' must get tensors.*update, compute"):
         tc.evaluate(nn.Identity(), [((X, X), Y)], metrics=[lambda outputs, targets: 0])
+
+
+def test_numbers_in_what_a_metric_gives_are_floats(model):
+    def both(outputs, targets):
+        return {"mean": targets.float().mean(), "classes": torch.bincount(targets)}
+
+    found = tc.evaluate(model, BATCHES, metrics=[both]).metrics["both"]
+    assert found["mean"] == pytest.approx(36 / 37)
+    assert type(found["mean"]) is float
+    assert found["classes"].tolist() == [13, 12, 12]
+
+
+@pytest.mark.parametrize("as_ids", [False, True])
+@pytest.mark.parametrize("keywords", [{}, {"num_classes": 3, "ignore_index": 1}])
+def test_confusion_matrices_are_added_batch_by_batch(as_ids, keywords):
+    """Also where a batch of predicted ids does not show the last class."""
+    alive = []
+
+    class Watched(nn.Module):
+        def forward(self, x):
+            outputs = x[:, :3].argmax(1) if as_ids else x[:, :3] * 1
+            alive.append(weakref.ref(outputs))
+            return outputs
+
+    def watched(batches):
+        for batch in batches:
+            yield batch
+            held.append(sum(ref() is not None for ref in alive))
+
+    held = []
+    first = (Y < 2) & (X[:, :3].argmax(1) < 2)  # their ids give a matrix of 2 x 2
+    batches = [(X[part], Y[part]) for part in (first, ~first, first)]
+    metric = partial(tc.confusion_matrix, **keywords) if keywords else tc.confusion_matrix
+    found = tc.evaluate(Watched(), watched(batches), metrics={"matrix": metric}).metrics["matrix"]
+    outputs = torch.cat([X[part] for part in (first, ~first, first)])[:, :3]
+    targets = torch.cat([Y[part] for part in (first, ~first, first)])
+    assert torch.equal(found, metric(outputs, targets))
+    assert found.dtype == torch.int64
+    assert max(held) <= 1  # what the loop itself holds
 
 
 # ------------------------------------------------------------------ nothing is changed
@@ -142,74 +181,6 @@ def test_looking_changes_nothing(model, what, breaks):
     assert torch.equal(torch.get_rng_state(), random)
 
 
-# ------------------------------------------------------------------ predictions
-
-
-def test_a_tensor_is_inputs_and_pairs_bring_targets_in_order(model):
-    from_tensor = tc.predict(model, X, batch_size=16)
-    from_pairs = tc.predict(model, BATCHES)
-    assert torch.equal(from_tensor.outputs, from_pairs.outputs)
-    assert from_tensor.targets is None
-    assert torch.equal(from_pairs.targets, Y)
-    assert torch.equal(tc.predict(nn.Identity(), X, batch_size=5).outputs, X)
-
-
-def test_the_loss_names_probabilities_and_decisions():
-    predictions = tc.predict(nn.Identity(), tensor([[0.0, 9.0], [0.0, float("nan")]]))
-    for name in ("probabilities", "predicted"):
-        with pytest.raises(ValueError, match=rf"\.{name} needs the loss.*loss_fn="):
-            getattr(predictions, name)
-    predictions = tc.predict(nn.Identity(), predictions.outputs, loss_fn=F.cross_entropy)
-    assert torch.equal(predictions.probabilities[0], tensor([0.0, 9.0]).softmax(0))
-    assert predictions.predicted.tolist() == [1, -1]
-
-
-def test_a_csv_file_gives_the_same_float32_back(tmp_path, model):
-    predictions = tc.predict(model, BATCHES, loss_fn=tc.cross_entropy)
-    predictions.to_csv(tmp_path / "p.csv", classes=["a", "b", "c"])
-    with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for name, values in (
-        ("output", predictions.outputs),
-        ("probability", predictions.probabilities),
-    ):
-        read = tensor([[float(row[f"{name}_{i}"]) for i in range(3)] for row in rows])
-        assert torch.equal(read, values)
-    assert [row["predicted"] for row in rows] == ["abc"[i] for i in predictions.predicted]
-    assert [row["target"] for row in rows] == ["abc"[i] for i in Y]
-
-
-def test_a_csv_file_of_inputs_alone_has_no_target(tmp_path):
-    predictions = tc.predict(nn.Linear(4, 3), X, loss_fn=nn.CrossEntropyLoss())
-    predictions.to_csv(tmp_path / "predictions.csv", classes=["cat", "dog", "eel"])
-    with open(tmp_path / "predictions.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [name for name in rows[0] if not name[-1].isdigit()] == ["predicted"]
-    names = [("cat", "dog", "eel")[i] for i in predictions.predicted]
-    assert [row["predicted"] for row in rows] == names
-
-
-@pytest.mark.parametrize("k", [1, 2])
-def test_a_csv_file_of_real_numbers_has_no_probabilities(tmp_path, k):
-    batches = [(X[:20], X[:20, :k]), (X[20:], X[20:, :k])]
-    predictions = tc.predict(nn.Linear(4, k), batches, loss_fn=nn.MSELoss())
-    predictions.to_csv(tmp_path / "predictions.csv")
-    with open(tmp_path / "predictions.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = {"output": predictions.outputs, "predicted": predictions.outputs, "target": X[:, :k]}
-    numbered = [name if k == 1 else f"{name}_{i}" for name in columns for i in range(k)]
-    assert list(rows[0]) == numbered
-    read = tensor([[float(row[name]) for name in numbered] for row in rows])
-    assert torch.equal(read, torch.cat(list(columns.values()), 1))
-
-
-def test_names_of_classes_go_with_one_class_for_each_sample(tmp_path):
-    predictions = tc.predict(nn.Linear(4, 3), X, loss_fn=nn.BCEWithLogitsLoss())
-    with pytest.raises(ValueError, match=r"got predicted of shape \(37, 3\). Leave classes out"):
-        predictions.to_csv(tmp_path / "predictions.csv", classes=["cat", "dog", "eel"])
-    assert not (tmp_path / "predictions.csv").exists()
-
-
 def test_a_metric_object_is_taken_to_the_device_of_the_model():
     class Follows(Counter):
         def to(self, device):
@@ -219,24 +190,3 @@ def test_a_metric_object_is_taken_to_the_device_of_the_model():
     found = tc.evaluate(nn.Linear(4, 3), BATCHES, metrics={"n": metric})
     assert found.metrics == {"n": 37}
     assert metric.device == torch.device("cpu")
-
-
-def test_a_csv_file_takes_at_most_two_dimensions(tmp_path):
-    predictions = tc.predict(nn.Identity(), torch.zeros(2, 3, 4), loss_fn=tc.cross_entropy)
-    with pytest.raises(ValueError, match=r"CSV file, got \(2, 3, 4\)"):
-        predictions.to_csv(tmp_path / "p.csv")
-
-
-@pytest.mark.parametrize(
-    ("data", "keywords", "error", "words"),
-    [
-        (X, {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
-        (X[:0], {}, ValueError, r"at least one sample, got shape \(0, 4\)"),
-        ([], {}, ValueError, "data must give at least one batch"),
-        ([((X, X), Y)], {}, TypeError, "outputs must be one tensor, got tuple"),
-        ([(X, {"ids": Y})], {}, TypeError, "targets must be one tensor to be kept, got dict"),
-    ],
-)
-def test_what_cannot_be_predicted_says_so(data, keywords, error, words):
-    with pytest.raises(error, match=words):
-        tc.predict(nn.Identity(), data, **keywords)

@@ -951,3 +951,80 @@ def test_a_compiled_model_takes_the_steps_of_the_plain_one():
     for model in (plain, compiled):
         quiet(model, cut(*data()), epochs=1)
     assert same_weights(compiled, plain)
+
+
+# --- where training cannot be, and what an interrupt leaves -------------------------------------
+
+
+@pytest.mark.parametrize("entry", ["fit", "epochs", "train_one_epoch", "backward"])
+def test_inference_mode_is_refused_by_name(entry):
+    model, batches = network(), cut(*data())
+    calls = {
+        "fit": lambda: tc.fit(model, batches, loss_fn=CE, epochs=1, progress=False),
+        "epochs": lambda: tc.epochs(model, batches, loss_fn=CE, epochs=1, progress=False),
+        "train_one_epoch": lambda: tc.train_one_epoch(
+            model, batches, CE, SGD(model.parameters(), lr=0.1)
+        ),
+        "backward": lambda: tc.backward(model, batches[0], CE),
+    }
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"inference_mode.*outside"):
+        calls[entry]()
+
+
+def test_a_run_made_outside_of_inference_mode_is_not_gone_through_in_it():
+    run = tc.epochs(network(), cut(*data()), loss_fn=CE, epochs=1, device="cpu", progress=False)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
+        next(run)
+    assert next(run).epoch == 0  # nothing is lost
+
+
+def test_evaluation_and_prediction_work_in_inference_mode():
+    model, batches = network(), cut(*data())
+    expected = tc.evaluate(model, batches, loss_fn=CE)
+    with torch.inference_mode():
+        assert tc.evaluate(model, batches, loss_fn=CE) == expected
+        assert len(tc.predict(model, batches).outputs) == expected.n
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
+def test_what_ends_a_run_early_has_the_history(kind):
+    def schedule(progress):
+        if progress >= 0.5:
+            raise kind
+        return 1
+
+    with pytest.raises(kind) as ended:
+        tc.fit(
+            network(),
+            cut(*data()),
+            loss_fn=CE,
+            epochs=4,
+            schedule=schedule,
+            device="cpu",
+            progress=False,
+        )
+    assert [record.epoch for record in ended.value.history] == [0, 1]
+
+
+def test_a_loader_that_rewinds_and_returns_itself_is_one_that_can_be_iterated_again():
+    class Rewinding:
+        def __init__(self):
+            self.batches, self.at = cut(*data()), 0
+
+        def __len__(self):
+            return len(self.batches)
+
+        def __iter__(self):
+            self.at = 0
+            return self
+
+        def __next__(self):
+            if self.at == len(self.batches):
+                raise StopIteration
+            self.at += 1
+            return self.batches[self.at - 1]
+
+    options = {"loss_fn": CE, "epochs": 2, "device": "cpu", "progress": False}
+    found = tc.fit(network(), Rewinding(), Rewinding(), **options)
+    expected = tc.fit(network(), cut(*data()), cut(*data()), **options)
+    assert [r.valid_loss for r in found] == [r.valid_loss for r in expected]

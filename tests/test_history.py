@@ -6,9 +6,12 @@ import json
 import math
 import os
 import pickle
+import re
 
+import numpy as np
 import pandas
 import pytest
+import torch
 
 from torchcls import History, Record
 
@@ -112,6 +115,39 @@ def test_an_empty_history_says_so(tmp_path):
     assert history.to_pandas().empty
 
 
+def test_what_is_no_number_is_columns_or_a_shape(history):
+    """In lines that stand below their names."""
+    record = Record(
+        epoch=0,
+        cm=[[0] * 1000 for _ in range(1000)],
+        rates=[0.5, 0.25, math.nan],
+        seen={1, 2},
+        f1={"macro": 0.5, "micro": math.nan, "of": {"cat": 1}},
+        many=dict.fromkeys(range(9), 0.5),
+        none=[],
+        time=1.0,
+    )
+    lines = str(History([record, record])).splitlines()
+    names = "epoch cm rates seen f1.macro f1.micro f1.of.cat many none time"
+    assert lines[0].split() == names.split()
+    shown = re.split(r"  +", lines[1].strip())
+    assert shown[1:4] == ["1000 x 1000", "3 values", "2 values"]
+    assert shown[4:] == ["0.500000", "nan", "1", "9 values", "0 values", "1.00s"]
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines) == 3
+
+
+def test_names_of_columns_are_said_again_where_they_change():
+    """A metric may give one key for each class that was seen."""
+    records = [Record(epoch=i, seen=dict.fromkeys(keys, 0.5)) for i, keys in enumerate(("ab", "c"))]
+    assert [line.split()[1] for line in str(History(records)).splitlines()] == [
+        "seen.a",
+        "0.500000",
+        "seen.c",
+        "0.500000",
+    ]
+
+
 # --- exports --------------------------------------------------------------------------------
 
 
@@ -143,6 +179,46 @@ def test_json_has_null_where_a_number_is_none(tmp_path):
     found = json.loads((tmp_path / "history.json").read_text(), parse_constant=no_json)
     assert found == [{"epoch": 0, "train_loss": None, "valid_loss": None, "rates": [0.5, None]}]
     assert math.isnan(record.train_loss)
+
+
+def test_exports_hold_the_numbers_of_what_a_metric_gave(tmp_path):
+    rates = {"cat": 0.1, "dog": float("nan")}
+    first = Record(epoch=0, rates=rates, matrix=[[1, 2], [3, 4]], per_class=(0.5, math.inf))
+    second = Record(epoch=1, rates={"eel": 1.0}, matrix=torch.ones(1, 2), per_class=np.zeros(1))
+    history = History([first, second])
+    history.to_json(tmp_path / "history.json")
+    assert json.loads((tmp_path / "history.json").read_text()) == [
+        {
+            "epoch": 0,
+            "rates": {"cat": 0.1, "dog": None},
+            "matrix": [[1, 2], [3, 4]],
+            "per_class": [0.5, None],
+        },
+        {"epoch": 1, "rates": {"eel": 1.0}, "matrix": [[1.0, 1.0]], "per_class": [0.0]},
+    ]
+    history.to_csv(tmp_path / "history.csv")
+    with open(tmp_path / "history.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rates.cat"] for row in rows] == ["0.1", ""]
+    assert [row["rates.dog"] for row in rows] == ["nan", ""]
+    assert [row["rates.eel"] for row in rows] == ["", "1.0"]
+    assert [json.loads(row["matrix"]) for row in rows] == [[[1, 2], [3, 4]], [[1, 1]]]
+    assert [json.loads(row["per_class"]) for row in rows] == [[0.5, None], [0.0]]
+    assert history.to_pandas()["rates.cat"].tolist()[0] == 0.1
+
+
+def test_keys_that_are_numbers_are_text_in_json(tmp_path):
+    history = History([Record(epoch=0, per_class={np.int64(3): np.float32(0.5), 4: True})])
+    history.to_json(tmp_path / "history.json")
+    found = json.loads((tmp_path / "history.json").read_text())
+    assert found == [{"epoch": 0, "per_class": {"3": 0.5, "4": True}}]
+
+
+def test_exports_go_home(history, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    history.to_csv("~/history.csv")
+    history.to_json("~/history.json")
+    assert {file.name for file in tmp_path.iterdir()} == {"history.csv", "history.json"}
 
 
 @pytest.mark.parametrize("export", [History.to_csv, History.to_json])

@@ -13,7 +13,7 @@
 from torchcls import heads
 from torchcls.data import Batches, drawn_digits, image_folder, mnist
 from torchcls.device import select_device
-from torchcls.evaluation import Evaluation, Predictions, predict
+from torchcls.evaluation import Evaluation
 from torchcls.fit import epochs, evaluate, fit
 from torchcls.functional import (
     binary_cross_entropy,
@@ -38,6 +38,7 @@ from torchcls.metrics import (
     top_k_accuracy,
 )
 from torchcls.optim import default_optimizer, one_cycle
+from torchcls.prediction import Predictions, predict
 from torchcls.preflight import ContractError, Finding, check
 from torchcls.run import Rest, Run
 from torchcls.survival import DamagedError, load_checkpoint, save_checkpoint

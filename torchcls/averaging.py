@@ -146,7 +146,8 @@ def fraction(result: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
     """Numerator and denominator as 0-d tensors, with their graphs."""
     if not all(isinstance(part, (Tensor, int, float)) for part in result):
         raise _no_loss("a pair of " + " and ".join(type(part).__name__ for part in result))
-    numerator, denominator = map(torch.as_tensor, result)
+    device = next((part.device for part in result if isinstance(part, Tensor)), torch.device("cpu"))
+    numerator, denominator = (torch.as_tensor(part, device=device) for part in result)
     if denominator.requires_grad:
         raise ValueError(
             "loss_fn must return one number, or (numerator, denominator) with a denominator that "

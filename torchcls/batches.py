@@ -108,7 +108,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def to_device(structure: Any, device: torch.device) -> Any:
-    """Take every tensor of a nested structure to a device; anything else is left as it is.
+    """Take every tensor of a nested structure, and every object with ``.to``, to a device.
 
     A batch that is there already is returned as it is. Nothing waits for an accelerator: on the way
     to CUDA a tensor goes through pinned memory, so the copy overlaps with what the device is doing.
@@ -120,7 +120,9 @@ def to_device(structure: Any, device: torch.device) -> Any:
 
     def moved(leaf: Any) -> Any:
         held = leaf.data if isinstance(leaf, PackedSequence) else leaf
-        if not isinstance(held, Tensor) or held.device == device:
+        if not isinstance(held, Tensor):  # a graph, say, or what a tokenizer gives, moves itself
+            return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
+        if held.device == device:
             return leaf
         # An expanded tensor, whose places in memory are shared, cannot be pinned.
         may_be_pinned = held.is_contiguous() and not held.is_pinned()
@@ -135,8 +137,14 @@ def to_device(structure: Any, device: torch.device) -> Any:
 # ------------------------------------------------------------------ sources of batches
 
 
-def pairs(batches: Iterable[Any], name: str, *, may_be_empty: bool = False) -> Iterator[Pair]:
-    """Start a pass over batches, each checked to be a pair; without any it is a ValueError."""
+def pairs(
+    batches: Iterable[Any],
+    name: str,
+    *,
+    may_be_empty: bool = False,
+    read: Callable[[Any, str], Pair] | None = None,
+) -> Iterator[Pair]:
+    """Start a pass over batches, each read as a pair; without any it is a ValueError."""
     try:
         iterator = iter(batches)
     except TypeError:
@@ -145,7 +153,7 @@ def pairs(batches: Iterable[Any], name: str, *, may_be_empty: bool = False) -> I
     def checked() -> Iterator[Pair]:
         is_empty = True
         for batch in iterator:
-            pair = as_pair(batch, name)
+            pair = (read or as_pair)(batch, name)
             if is_empty:
                 _check_no_sample(batches, pair, name)
                 is_empty = False

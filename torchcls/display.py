@@ -25,7 +25,7 @@ class Display:
         self._has_bar = is_terminal if progress is None else progress
         self._epochs, self._steps = epochs, steps
         self._bar: Any = None
-        self._has_header = False
+        self._header: str | None = None
 
     def shown(self, rests: Callable[[], Iterator[Rest]]) -> Iterator[Rest]:
         """Hand on the rests: a bar moves with the steps of an epoch, its record is a line."""
@@ -80,7 +80,7 @@ class Display:
 
     def show(self, record: Record) -> None:
         """Add a line to the table."""
-        if not self._has_header:
-            self.say(header(record))
-            self._has_header = True
+        if header(record) != self._header:  # the first time, or a metric gives other keys
+            self._header = header(record)
+            self.say(self._header)
         self.say(row(record))

@@ -1,30 +1,19 @@
-"""Evaluation and prediction: a pass over the data that leaves the model as it was found."""
+"""Evaluation: a pass over the data that leaves the model as it was found."""
 
-import csv
 import functools
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchcls import heads
 from torchcls.averaging import Mean, averaging_of, fraction, is_fraction, one_loss, wide
-from torchcls.batches import (
-    Pair,
-    check_whole_number,
-    device_of,
-    mapped,
-    num_samples,
-    pairs,
-    split,
-    to_device,
-)
-from torchcls.device import Device, place, random_state, set_random_state
-from torchcls.metrics import counts_behind
+from torchcls.batches import Pair, device_of, mapped, num_samples, pairs, to_device
+from torchcls.device import random_state, set_random_state
+from torchcls.metrics import confusion_matrix, counts_behind
 from torchcls.step import (
     Loss,
     Pieces,
@@ -66,7 +55,7 @@ class Evaluation:
     Attributes:
         loss: The mean loss over all targets that count; None where no loss was asked for.
         metrics: From the name of each metric to its value over the whole split: a float, or what
-            the metric gave where that is not one number.
+            the metric gave where that is not one number, single numbers in it as floats.
         n: Samples seen.
     """
 
@@ -95,7 +84,7 @@ def measure(
     pieces, precision = pieces or Pieces(model), precision or Precision()
     loss_fn = None if loss_fn is None else loss_on(loss_fn, device)
     averaging = None if loss_fn is None else averaging_of(loss_fn)
-    scorers = {name: _scorer(metric, device) for name, metric in named_metrics(metrics).items()}
+    scores = Scores(metrics, device)
     mean, n, batch = Mean(), 0, None
     try:
         with evaluating(model):
@@ -116,11 +105,10 @@ def measure(
                         mean.add_sum(wide(averaging.numerator(outputs, targets)), count)
                     if look is not None and not isinstance(reported, Tensor):
                         look.at_valid(number, reported, batch, outputs)
-                for add, _ in scorers.values():
-                    add(outputs, targets)
+                scores.add(outputs, targets)
                 n += num_samples(targets)
                 batch = None  # what the source raises next is no fault of this one
-            values = {name: _as_number(value()) for name, (_, value) in scorers.items()}
+            values = scores.values()
     except Exception as failure:
         if look is not None:
             look.explain(failure, batch)
@@ -160,143 +148,6 @@ def _check_denominator(loss_fn: Loss, outputs: Any, targets: Any) -> None:
         fraction(loss_fn(mapped(tied, outputs), targets))
 
 
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """What a model says of every sample, on the CPU.
-
-    Attributes:
-        outputs: What the model gave, shape (n, ...).
-        targets: What was asked for, shape (n, ...); None where only inputs were given.
-    """
-
-    outputs: Tensor
-    targets: Tensor | None = None
-    _loss_fn: Loss | None = field(default=None, repr=False)
-
-    @property
-    def probabilities(self) -> Tensor:
-        """The activated outputs, same shape: the loss names the activation."""
-        return heads.probabilities(self.outputs, self._loss("probabilities"))
-
-    @property
-    def predicted(self) -> Tensor:
-        """What the outputs say y is, as ``heads.decisions`` gives it; -1 where a row holds NaN."""
-        return heads.decisions(self.outputs, self._loss("predicted"))
-
-    def to_csv(
-        self, path: str | os.PathLike[str], *, classes: Sequence[object] | None = None
-    ) -> None:
-        """Write one row for each sample: outputs, probabilities, predicted class, target.
-
-        Columns are ``output`` and ``probability`` (numbered from 0 where there are several; no
-        probability for ``mse_loss``), ``predicted`` and, where targets are known, ``target``.
-        Floats are written so that reading gives the same float32 back.
-
-        Args:
-            path: The file to write.
-            classes: Names to write in place of class ids in ``predicted`` and ``target``.
-
-        Raises:
-            ValueError: If the outputs have more than two dimensions, no loss named the activation,
-                or ``classes`` stands beside predictions that are no class ids.
-        """
-        if self.outputs.ndim > 2:
-            shape = tuple(self.outputs.shape)
-            raise ValueError(f"outputs must have shape (n,) or (n, k) for a CSV file, got {shape}.")
-        tables = {"output": self.outputs}
-        if heads.has_probabilities(self._loss("probabilities")):
-            tables["probability"] = self.probabilities
-        tables["predicted"] = self.predicted
-        if self.targets is not None:
-            tables["target"] = self.targets
-        header: list[str] = []
-        columns: list[list[object]] = []
-        for name, values in tables.items():
-            names = classes if name in ("predicted", "target") else None
-            if names is not None and values[:1].numel() > 1:
-                raise ValueError(
-                    f"classes must name class ids, got {name} of shape {tuple(values.shape)}. "
-                    "Leave classes out."
-                )
-            parts = values.reshape(len(values), -1).unbind(1)
-            header += [name] if len(parts) == 1 else [f"{name}_{i}" for i in range(len(parts))]
-            columns += [[_cell(value, names) for value in part.tolist()] for part in parts]
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(zip(*columns, strict=True))
-
-    def _loss(self, name: str) -> Loss:
-        if self._loss_fn is None:
-            remedy = "Call predict(model, data, loss_fn=...)."
-            raise ValueError(f".{name} needs the loss, which names the activation. {remedy}")
-        return self._loss_fn
-
-
-def _cell(value: float, classes: Sequence[object] | None) -> object:
-    if classes is not None and value >= 0 and value == int(value):  # 0.0 and 1.0 are ids as well
-        return classes[int(value)]
-    # Nine digits tell any two float32 numbers apart.
-    return f"{value:.9g}" if isinstance(value, float) else value
-
-
-def predict(
-    model: nn.Module,
-    data: Any,
-    *,
-    loss_fn: Loss | None = None,
-    batch_size: int = 256,
-    device: Device = None,
-) -> Predictions:
-    """Run a model over data and keep, on the CPU, what it says of every sample, in order.
-
-    Modes, gradients, grad mode and torch's random state are as before afterwards.
-
-    Args:
-        model: Any module whose outputs are one tensor of shape (n, ...) for n samples.
-        data: A tensor of inputs, cut into batches of ``batch_size``; anything else is an iterable
-            of pairs (inputs, targets).
-        loss_fn: The loss the model was trained with; it names the activation that turns outputs
-            into probabilities and decisions. Without it ``.outputs`` is all there is.
-        batch_size: Samples at a time, where ``data`` is a tensor.
-        device: Where to work; the model is taken there. None stays where the model is.
-
-    Raises:
-        TypeError: If the model's outputs are no tensor, or ``data`` holds other than pairs.
-        ValueError: If ``data`` is empty or ``batch_size`` is below 1.
-
-    Example:
-        >>> model = nn.Linear(2, 3)
-        >>> predictions = predict(model, torch.randn(5, 2), loss_fn=nn.CrossEntropyLoss())
-        >>> predictions.probabilities.shape, predictions.predicted.shape, predictions.targets
-        (torch.Size([5, 3]), torch.Size([5]), None)
-    """
-    check_whole_number("batch_size", batch_size, at_least=1)
-    device = place(model, device)
-    outputs, targets = [], []
-    with evaluating(model):
-        if isinstance(data, Tensor):
-            batches: Iterator[Pair] = ((inputs, None) for inputs in split(data, batch_size))
-        else:
-            batches = pairs(data, "data")
-        for inputs, target in batches:
-            output = model(to_device(inputs, device))
-            remedy = "Wrap the model so that it returns the one to keep."
-            outputs.append(_kept(output, "the model's outputs must be one tensor", remedy))
-            if target is not None:
-                law = "targets must be one tensor to be kept"
-                targets.append(_kept(target, law, "Predict on the inputs alone."))
-    if not outputs:
-        raise ValueError(f"data must hold at least one sample, got shape {tuple(data.shape)}.")
-    return Predictions(torch.cat(outputs), torch.cat(targets) if targets else None, loss_fn)
-
-
-def _kept(value: Any, law: str, remedy: str) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{law}, got {type(value).__name__}. {remedy}")
-    return value.cpu()  # waits for an accelerator, whose memory need not hold a whole split
-
-
 # ------------------------------------------------------------------ metrics over a split
 
 
@@ -304,7 +155,7 @@ def named_metrics(metrics: Metrics) -> dict[str, Any]:
     """Give every metric a name: the keys of a dict, else ``__name__``, else the class's name.
 
     Raises:
-        TypeError: If ``metrics`` is no list and no dict, or holds what is no metric.
+        TypeError: If ``metrics`` is no list and no dict, or holds what is no metric or no name.
         ValueError: If two metrics share a name.
 
     Example:
@@ -317,6 +168,8 @@ def named_metrics(metrics: Metrics) -> dict[str, Any]:
     items = metrics.items() if isinstance(metrics, Mapping) else ((_name(m), m) for m in metrics)
     named: dict[str, Any] = {}
     for name, metric in items:
+        if not isinstance(name, str):
+            raise TypeError(f"metrics must be named by strings, got {name!r}. Write '{name}'.")
         if isinstance(metric, type) or not (callable(metric) or is_object(metric)):
             raise TypeError(
                 "metrics must hold functions of (outputs, targets) or objects with update, "
@@ -332,9 +185,12 @@ def named_metrics(metrics: Metrics) -> dict[str, Any]:
 
 
 def _name(metric: Any) -> str:
-    if isinstance(metric, functools.partial):
-        return _name(metric.func)
+    metric = _function_of(metric)
     return str(getattr(metric, "__name__", None) or type(metric).__name__)
+
+
+def _function_of(metric: Any) -> Any:
+    return _function_of(metric.func) if isinstance(metric, functools.partial) else metric
 
 
 def is_object(metric: Any) -> bool:
@@ -342,27 +198,90 @@ def is_object(metric: Any) -> bool:
     return all(callable(getattr(metric, name, None)) for name in ("update", "compute", "reset"))
 
 
-def _scorer(
-    metric: Any, device: torch.device
-) -> tuple[Callable[[Any, Any], object], Callable[[], Any]]:
-    """How a metric is taken over a split: what is fed each batch, and what gives the value then."""
-    counts = counts_behind(metric)
-    if counts is not None:  # one of ours: counts are added, and divided once
-        mean = Mean()
-        return lambda outputs, targets: mean.add_sum(*counts(outputs, targets)), mean.value
-    if is_object(metric):
-        if callable(getattr(metric, "to", None)):
-            metric.to(device)
-        metric.reset()
-        return metric.update, metric.compute
-    kept: list[tuple[Tensor, Tensor]] = []  # any other function: only the whole split is exact
+class Scores:
+    """Metrics on their way through a split: fed batch by batch, asked at its end."""
 
-    def keep(outputs: Any, targets: Any) -> None:
-        law = f"the metric {_name(metric)!r} must get tensors to be called on the whole split"
-        remedy = "Use an object with update, compute and reset."
-        kept.append((_kept(outputs, law, remedy), _kept(targets, law, remedy)))
+    def __init__(self, metrics: Metrics, device: torch.device) -> None:
+        self._metrics = named_metrics(metrics)
+        self._device = device
+        self.reset()
 
-    return keep, lambda: metric(*map(torch.cat, zip(*kept, strict=True)))
+    def reset(self) -> None:
+        """Begin a split."""
+        self._counted: dict[str, Mean] = {}
+        self._added: dict[str, Tensor] = {}
+        self._kept: dict[str, list[Pair]] = {}
+        for name, metric in self._metrics.items():
+            if counts_behind(metric) is not None:  # one of ours: counts are added, and divided once
+                self._counted[name] = Mean()
+            elif _function_of(metric) is confusion_matrix:  # the matrices of batches add up
+                self._added[name] = torch.zeros(0, 0, dtype=torch.int64, device="cpu")
+            elif is_object(metric):
+                if callable(getattr(metric, "to", None)):
+                    metric.to(self._device)
+                metric.reset()
+            else:  # any other function: only the whole split is exact
+                self._kept[name] = []
+
+    def add(self, outputs: Any, targets: Any) -> None:
+        """Feed a batch, or a piece of one."""
+        for name, metric in self._metrics.items():
+            if name in self._counted:
+                counts: Any = counts_behind(metric)
+                self._counted[name].add_sum(*counts(outputs, targets))
+            elif name in self._added:
+                matrices = self._added[name], metric(outputs, targets).cpu()
+                size = max(map(len, matrices))  # predicted ids may show the last class late
+                first, second = (F.pad(m, 2 * (0, size - len(m))) for m in matrices)
+                self._added[name] = first + second
+            elif name in self._kept:
+                law = f"the metric {_name(metric)!r} must get tensors to be called on a whole split"
+                remedy = "Use an object with update, compute and reset."
+                pair = kept_tensor(outputs, law, remedy), kept_tensor(targets, law, remedy)
+                self._kept[name].append(pair)
+            else:
+                metric.update(outputs, targets)
+
+    def values(self) -> dict[str, Any]:
+        """What each metric gives: a float, or what it is where that is not one number. Waits."""
+        return {name: mapped(_as_number, self._value(name)) for name in self._metrics}
+
+    def _value(self, name: str) -> Any:
+        metric = self._metrics[name]
+        if name in self._counted:
+            return self._counted[name].value()
+        if name in self._added:
+            return self._added[name]
+        if name in self._kept:
+            return metric(*map(torch.cat, zip(*self._kept[name], strict=True)))
+        return metric.compute()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was fed so far; an object keeps that to itself."""
+        return {
+            "counted": {name: mean.state_dict() for name, mean in self._counted.items()},
+            "added": dict(self._added),
+            "kept": {
+                name: list(map(torch.cat, zip(*pairs, strict=True)))
+                for name, pairs in self._kept.items()
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.reset()
+        for name, mean in state["counted"].items():
+            self._counted[name].load_state_dict(mean)
+        self._added |= state["added"]
+        for name, pair in state["kept"].items():
+            self._kept[name] = [tuple(pair)] if pair else []
+
+
+def kept_tensor(value: Any, law: str, remedy: str) -> Tensor:
+    """Take a tensor to the CPU; what is none is a TypeError."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{law}, got {type(value).__name__}. {remedy}")
+    return value.cpu()  # waits for an accelerator, whose memory need not hold a whole split
 
 
 def _as_number(value: Any) -> Any:

@@ -13,7 +13,7 @@ from torchcls.batches import check_source, check_whole_number, device_of, num_ba
 from torchcls.data.nearby import Nearby
 from torchcls.device import Device, place, select_device
 from torchcls.display import Display
-from torchcls.evaluation import Evaluation, Metrics, measure, named_metrics
+from torchcls.evaluation import Evaluation, Metrics, Scores, is_object, measure, named_metrics
 from torchcls.history import History
 from torchcls.optim import check_lr, check_optimizer, default_optimizer, schedule_of
 from torchcls.precision import check_precision, precision_of
@@ -22,7 +22,15 @@ from torchcls.preflight.run import Preflight
 from torchcls.run import Rest, Run, Source
 from torchcls.speed.loaders import taken_at_once
 from torchcls.speed.pieces import AutoPieces
-from torchcls.step import Loss, Pieces, Step, check_micro_batch
+from torchcls.step import (
+    ForwardOf,
+    Loss,
+    Pieces,
+    Step,
+    check_can_train,
+    check_micro_batch,
+    forward_of,
+)
 from torchcls.survival.best import best_by
 from torchcls.survival.keep import Survival, check_keeping
 from torchcls.survival.source import Replayed
@@ -41,10 +49,12 @@ def fit(
     loss_fn: Loss,
     epochs: int = 10,
     metrics: Metrics = (),
+    train_metrics: Metrics = (),
     optimizer: Optimizer | None = None,
     lr: float | None = None,
     schedule: Any = None,
     clip_norm: float | None = None,
+    forward: ForwardOf = None,
     device: Device = None,
     precision: str = "float32",
     micro_batch: MicroBatch = "auto",
@@ -68,6 +78,8 @@ def fit(
             (numerator, denominator).
         epochs: How often to go through ``train``.
         metrics: What to measure on ``valid``, as ``evaluate`` takes it.
+        train_metrics: The same on the outputs of the training steps, each from before its step and
+            in training mode, with no second pass; columns of their own, such as ``train_accuracy``.
         optimizer: Any optimizer over the model's parameters. None builds ``default_optimizer``.
         lr: Learning rate of the default optimizer, 1e-3 if None; not beside ``optimizer``.
         schedule: ``tc.one_cycle()``, any function from progress in [0, 1) to a scale of each
@@ -77,6 +89,8 @@ def fit(
         clip_norm: The largest global norm of the gradients of a step, above 0; longer ones are
             scaled down to it. Those of the whole batch, as they are: whatever the pieces, and after
             the loss scale of float16 is taken out. None clips nothing.
+        forward: What to call in place of ``model(inputs)``, as ``forward(model, inputs)``: a model
+            of several arguments takes ``forward=lambda model, inputs: model(*inputs)``.
         device: Where to work. None keeps a model that is on an accelerator, and else takes it to
             ``select_device()``. The model stays there afterwards.
         precision: "float32"; "bfloat16" or "float16" run the model under ``torch.autocast``, with
@@ -108,7 +122,8 @@ def fit(
             on and off.
 
     Returns:
-        A ``History``: one record for each epoch.
+        A ``History``: one record for each epoch. Where the run ends early, by Ctrl-C or an error,
+        what was raised has it: ``except KeyboardInterrupt as stopped: history = stopped.history``.
 
     Raises:
         TypeError, ValueError: Before anything runs where an argument does not fit; at the batch
@@ -131,8 +146,12 @@ def fit(
         ['epoch', 'train_loss', 'smooth_loss', 'valid_loss', 'accuracy', 'time']
     """
     run = _assembled(SimpleNamespace(**locals()))
-    for _ in run.steps():
-        pass
+    try:
+        for _ in run.steps():
+            pass
+    except BaseException as stopped:  # Ctrl-C in a notebook must not cost the epochs before it
+        vars(stopped)["history"] = run.history
+        raise
     return run.history
 
 
@@ -144,10 +163,12 @@ def epochs(
     loss_fn: Loss,
     epochs: int = 10,
     metrics: Metrics = (),
+    train_metrics: Metrics = (),
     optimizer: Optimizer | None = None,
     lr: float | None = None,
     schedule: Any = None,
     clip_norm: float | None = None,
+    forward: ForwardOf = None,
     device: Device = None,
     precision: str = "float32",
     micro_batch: MicroBatch = "auto",
@@ -207,6 +228,7 @@ def _assembled(chosen: Any) -> Run:
         ignore=chosen.ignore,
         has_schedule=chosen.schedule is not None,
         scales_loss=chosen.precision == "float16",
+        forward=chosen.forward,
     )
     survival = None if chosen.checkpoint is None else Survival(chosen)
     # Everything is checked: from here on something changes.
@@ -216,9 +238,11 @@ def _assembled(chosen: Any) -> Run:
     # of its own: a size that was asked for is for training.
     is_auto = chosen.micro_batch == "auto" and chosen.precision == "float32"
     size = None if chosen.micro_batch == "auto" else chosen.micro_batch
-    pieces, of_valid = (
-        (AutoPieces(model), AutoPieces(model)) if is_auto else (Pieces(model, size), Pieces(model))
-    )
+    forward = chosen.forward
+    pieces: Pieces = AutoPieces(model, forward=forward)
+    of_valid: Pieces = AutoPieces(model, forward=forward)
+    if not is_auto:
+        pieces, of_valid = Pieces(model, size, forward=forward), Pieces(model, forward=forward)
 
     display = Display(chosen.progress, chosen.epochs, steps)
 
@@ -252,6 +276,7 @@ def _assembled(chosen: Any) -> Run:
             pieces=pieces,
             precision=precision,
             clip_norm=chosen.clip_norm,
+            keeps_outputs=bool(chosen.train_metrics),
         ),
         optimizer,
         device,
@@ -259,6 +284,7 @@ def _assembled(chosen: Any) -> Run:
         schedule=schedule,
         validate=None if valid is None else validate,
         look=look,
+        scores=Scores(chosen.train_metrics, device) if chosen.train_metrics else None,
     )
     run.history.findings = look.findings  # the same list: more may follow
     run.around = display.shown
@@ -276,6 +302,7 @@ def _assembled(chosen: Any) -> Run:
 
 def _check(chosen: Any) -> None:
     """Check everything that can be checked before anything is made."""
+    check_can_train()
     model, optimizer, lr, clip_norm = chosen.model, chosen.optimizer, chosen.lr, chosen.clip_norm
     has_valid = chosen.valid is not None
     if not isinstance(model, nn.Module):
@@ -287,8 +314,14 @@ def _check(chosen: Any) -> None:
     check_source(chosen.train, "train")
     if has_valid:
         check_source(chosen.valid, "valid")
-    _check_metrics(chosen.metrics, has_valid=has_valid)
+    _check_metrics(chosen.metrics, chosen.train_metrics, has_valid=has_valid)
     check_keeping(chosen.checkpoint, chosen.resume, chosen.save_every)
+    objects = [name for name, m in named_metrics(chosen.train_metrics).items() if is_object(m)]
+    if objects and chosen.checkpoint is not None:
+        raise ValueError(
+            f"train_metrics must be functions where there is a checkpoint, got {objects[0]}, an "
+            "object: what it was fed inside an epoch cannot be kept. Measure it on valid."
+        )
     best_by(chosen.best, chosen.metrics, has_valid=has_valid)
     if optimizer is not None and lr is not None:
         raise ValueError(
@@ -304,14 +337,18 @@ def _check(chosen: Any) -> None:
         if not is_number or not 0 < clip_norm < float("inf"):
             raise ValueError(f"clip_norm must be a number above 0 or None, got {clip_norm!r}.")
     averaging_of(chosen.loss_fn)
+    forward_of(model, chosen.forward)
 
 
-def _check_metrics(metrics: Metrics, *, has_valid: bool) -> None:
-    names = named_metrics(metrics)
-    taken = [name for name in names if name in _RESERVED]
+def _check_metrics(metrics: Metrics, train_metrics: Metrics, *, has_valid: bool) -> None:
+    names, of_train = named_metrics(metrics), named_metrics(train_metrics)
+    columns = (*_RESERVED, *(f"train_{name}" for name in of_train))
+    if "loss" in of_train:
+        raise ValueError("train_metrics must not be named 'loss': train_loss is another column.")
+    taken = [name for name in names if name in columns]
     if taken:
         raise ValueError(
-            f"metrics must not be named like another column ({', '.join(_RESERVED)}), "
+            f"metrics must not be named like another column ({', '.join(columns)}), "
             f"got {taken[0]!r}. Name it with a dict: metrics={{'my_{taken[0]}': metric}}."
         )
     if names and not has_valid:
@@ -327,6 +364,7 @@ def evaluate(
     loss_fn: Loss | None = None,
     metrics: Metrics = (),
     device: Device = None,
+    forward: ForwardOf = None,
 ) -> Evaluation:
     """Measure a model on every batch: exact over the whole split, however it is cut.
 
@@ -344,6 +382,7 @@ def evaluate(
             ``update``, ``compute`` and ``reset`` is reset, fed and asked. Any other function is
             called once with the outputs and targets of the whole split.
         device: Where to work; the model is taken there. None stays where the model is.
+        forward: Called as ``forward(model, inputs)`` in place of ``model(inputs)``.
 
     Returns:
         An ``Evaluation`` with ``.loss``, ``.metrics`` and ``.n``.
@@ -363,6 +402,6 @@ def evaluate(
     named_metrics(metrics)  # what is wrong with these shall show before anything is moved
     if loss_fn is not None:
         averaging_of(loss_fn)
+    pieces = AutoPieces(model, forward=forward)
     device = place(model, device)
-    batches = taken_at_once(batches)
-    return measure(model, batches, loss_fn, metrics, device, pieces=AutoPieces(model))
+    return measure(model, taken_at_once(batches), loss_fn, metrics, device, pieces=pieces)

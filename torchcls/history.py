@@ -3,9 +3,10 @@
 import contextlib
 import csv
 import json
+import math
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -36,7 +37,11 @@ class History(Sequence[Record]):
     over the validation set, and ``time`` is the seconds that training and validation took. Losses
     are in the unit of the loss (nats for cross-entropy), rates are fractions. ``micro_batch`` is
     the samples in a piece of the training batches, None where they went whole; ``findings`` are
-    what the preflight had to say. An export replaces a file whole or leaves it as it was.
+    what the preflight had to say.
+
+    What a metric gives is kept as numbers, lists and dicts of them. A dict has a column
+    ``metric.key`` for each of its keys, in a table only where there are at most eight; of a list or
+    matrix a table shows the shape. An export replaces a file whole or leaves it as it was.
 
     Example:
         >>> history = History([Record(epoch=0, train_loss=0.5, valid_loss=0.25, time=1.25)])
@@ -83,34 +88,72 @@ class History(Sequence[Record]):
         return f"History of {len(self)} epochs\n{self}" if self else "History of 0 epochs"
 
     def __str__(self) -> str:
-        return "\n".join([header(self[0]), *map(row, self)]) if self else "no epochs yet"
+        lines: list[str] = []
+        names = None
+        for record in self:
+            if header(record) != names:
+                names = header(record)
+                lines.append(names)
+            lines.append(row(record))
+        return "\n".join(lines) or "no epochs yet"
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the records as CSV, floats in full precision, with a line of column names."""
+        """Write the records as CSV with a line of column names.
+
+        Floats are in full precision; a list or matrix is JSON in its cell.
+        """
+        rows = [
+            {name: _cell(value) for name, value in _columns(record)} for record in self._records
+        ]
+        names = dict.fromkeys(name for row in rows for name in row)  # some may come late
         with replacing(path) as new, open(new, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self._records[0]) if self else [])
+            writer = csv.DictWriter(file, fieldnames=list(names))
             writer.writeheader()
-            writer.writerows(self._records)
+            writer.writerows(rows)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the records as a JSON list, floats in full precision, null for NaN and infinity."""
-        text = json.dumps(self._records, default=_as_json)
-        records = json.loads(text, parse_constant=lambda word: None)
+        text = json.dumps(_as_json(self._records), indent=1, allow_nan=False)
         with replacing(path) as new:
-            new.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+            new.write_text(text + "\n", encoding="utf-8")
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """Convert to a frame with one row for each epoch; needs pandas."""
+        """Convert to a frame with one row for each epoch, columns as in CSV; needs pandas."""
         import pandas
 
-        return pandas.DataFrame(self._records)
+        return pandas.DataFrame([dict(_columns(record)) for record in self._records])
 
 
 def _as_json(value: Any) -> Any:
-    """A set, which a metric may give, as a list; JSON has a word for neither it nor the rest."""
-    if not isinstance(value, (set, frozenset)):
-        raise TypeError(f"a record must hold numbers, text and lists of them, got {value!r}.")
-    return sorted(value, key=repr)
+    """What JSON has a word for: numbers, text, and lists and dicts of them."""
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _as_json(part) for key, part in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return [_as_json(part) for part in sorted(value, key=repr)]
+    if isinstance(value, (list, tuple)):
+        return [_as_json(part) for part in value]
+    if hasattr(value, "tolist"):  # a record made by hand may hold tensors and arrays
+        return _as_json(value.tolist())
+    raise TypeError(f"a record must hold numbers, text, lists and dicts of them, got {value!r}.")
+
+
+def _columns(record: Mapping[str, Any], most: float = math.inf) -> Iterator[tuple[str, Any]]:
+    """Name and value of each column: a dict of up to ``most`` keys has one for each of them."""
+    for name, value in record.items():
+        if isinstance(value, dict) and len(value) <= most:
+            yield from _columns({f"{name}.{key}": part for key, part in value.items()}, most)
+        else:
+            yield name, value.tolist() if hasattr(value, "tolist") else value
+
+
+def _cell(value: Any) -> Any:
+    """A number or text as it is, anything else as JSON."""
+    is_plain = value is None or isinstance(value, (str, int, float))
+    return value if is_plain else json.dumps(_as_json(value), allow_nan=False)
 
 
 @contextlib.contextmanager
@@ -128,18 +171,42 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+# ------------------------------------------------------------------ the table
+
+_MOST_COLUMNS = 8  # of a dict: a line has to fit a terminal
+
+
 def header(record: Record) -> str:
     """The line of column names above a table of such records."""
-    return "  ".join(name.rjust(_width(name)) for name in record)
+    return "  ".join(name.rjust(width) for name, _, width in _cells(record))
 
 
 def row(record: Record) -> str:
-    """One record as a line of a table: six decimals for losses and metrics, seconds for time."""
-    shown = {name: f"{v:.6f}" if isinstance(v, float) else str(v) for name, v in record.items()}
-    if "time" in record:
-        shown["time"] = f"{record['time']:.2f}s"
-    return "  ".join(text.rjust(_width(name)) for name, text in shown.items())
+    """One record as a line of a table: six decimals for losses and metrics, seconds for time.
+
+    Of what is no number it shows the shape.
+    """
+    return "  ".join(text.rjust(width) for _, text, width in _cells(record))
 
 
-def _width(name: str) -> int:
-    return max(len(name), {"epoch": 5, "time": 6}.get(name, 8))
+def _cells(record: Record) -> Iterator[tuple[str, str, int]]:
+    """Name, text and width of each column."""
+    for name, value in _columns(record, _MOST_COLUMNS):
+        text, width = str(value), max(len(name), {"epoch": 5, "time": 6}.get(name, 8))
+        if name == "time":
+            text = f"{value:.2f}s"
+        elif isinstance(value, float):
+            text = f"{value:.6f}"
+        elif isinstance(value, (dict, set, frozenset, list, tuple)):
+            text = _shape(value)
+            width = max(width, len(text))
+        yield name, text, width
+
+
+def _shape(value: Any) -> str:
+    """The shape of nested lists ("40 x 40"), the length of anything else ("3 values")."""
+    shape = [len(value)]
+    while isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple)):
+        value = value[0]
+        shape.append(len(value))
+    return " x ".join(map(str, shape)) if len(shape) > 1 else f"{shape[0]} values"

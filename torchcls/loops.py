@@ -10,11 +10,16 @@ from torchcls.averaging import averaging_of
 from torchcls.batches import as_pair
 from torchcls.device import Device, place
 from torchcls.run import Run, Source
-from torchcls.step import Loss, Pieces, Step, check_micro_batch
+from torchcls.step import ForwardOf, Loss, Pieces, Step, check_can_train, check_micro_batch
 
 
 def backward(
-    model: nn.Module, batch: Any, loss_fn: Loss, *, micro_batch: int | None = None
+    model: nn.Module,
+    batch: Any,
+    loss_fn: Loss,
+    *,
+    micro_batch: int | None = None,
+    forward: ForwardOf = None,
 ) -> Tensor:
     """Run the exact forward and backward of one batch; the rest of the loop stays yours.
 
@@ -34,6 +39,8 @@ def backward(
         loss_fn: Called as ``loss_fn(outputs, targets)``. One that torchcls does not know is taken
             as a mean over samples; it may also return (numerator, denominator).
         micro_batch: Samples in a piece; None for the whole batch at once.
+        forward: What to call in place of ``model(inputs)``, as ``forward(model, inputs)``: a model
+            of several arguments takes ``forward=lambda model, inputs: model(*inputs)``.
 
     Returns:
         The loss of the whole batch, 0-d, without a graph: what ``loss_fn`` gives. A batch in which
@@ -54,9 +61,10 @@ def backward(
         >>> bool(torch.isclose(loss, nn.CrossEntropyLoss()(model(batch[0]), batch[1])))
         True
     """
+    check_can_train()
     check_micro_batch(micro_batch)
     pair = as_pair(batch, "batch")
-    step = Step(model, loss_fn, pieces=Pieces(model, micro_batch))
+    step = Step(model, loss_fn, pieces=Pieces(model, micro_batch, forward=forward))
     return step.backward(pair).loss
 
 
@@ -68,6 +76,7 @@ def train_one_epoch(
     *,
     device: Device = None,
     micro_batch: int | None = None,
+    forward: ForwardOf = None,
 ) -> float:
     """Train on every batch once.
 
@@ -83,6 +92,7 @@ def train_one_epoch(
         device: Where to work; the model and the optimizer's state are taken there. None stays where
             the model is.
         micro_batch: Samples in a piece of a batch; None for whole batches. See ``backward``.
+        forward: Called as ``forward(model, inputs)`` in place of ``model(inputs)``.
 
     Returns:
         The mean loss of the epoch: one sum over all targets that count, divided by one sum, each
@@ -100,8 +110,9 @@ def train_one_epoch(
         >>> loss = train_one_epoch(model, batches, nn.CrossEntropyLoss(), optimizer)
     """
     check_micro_batch(micro_batch)
+    pieces = Pieces(model, micro_batch, forward=forward)
     averaging_of(loss_fn)  # what is wrong with it shall show before anything is moved
     device = place(model, device, optimizer=optimizer)
-    step = Step(model, loss_fn, device=device, pieces=Pieces(model, micro_batch))
+    step = Step(model, loss_fn, device=device, pieces=pieces)
     run = Run(model, Source("batches", batches), step, optimizer, device)
     return float(next(run)["train_loss"])

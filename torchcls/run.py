@@ -6,7 +6,7 @@ sums and history agree with each other, and ``state_dict()`` is true. Whatever i
 """
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import Any, NamedTuple
@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 
 from torchcls.averaging import Count, Mean
 from torchcls.batches import mapped, pairs, to_device
-from torchcls.evaluation import Evaluation, Look
+from torchcls.evaluation import Evaluation, Look, Scores
 from torchcls.history import History, Record
 from torchcls.state import load_modules, modules_state
-from torchcls.step import Step, Taken
+from torchcls.step import Step, Taken, check_can_train
 
 
 class Rest(NamedTuple):
@@ -151,7 +151,9 @@ class Run:
         schedule: Schedule | None = None,
         validate: Callable[[int], Evaluation] | None = None,
         look: Look | None = None,
+        scores: Scores | None = None,
     ) -> None:
+        self._scores = scores
         self.model, self.optimizer, self.history = model, optimizer, History()
         self.source, self.step, self.device = source, step, device
         self.is_broken = False
@@ -201,6 +203,7 @@ class Run:
 
     def _rests(self) -> Iterator[Rest]:
         """The stream from where the run stands; whoever leaves it can come back."""
+        check_can_train()
         if self.is_broken:
             self._at, self.is_broken = self._at.begun_again(), False
             self.step.load_state_dict(self.step.state_dict())  # of a scale, what the step began
@@ -242,7 +245,9 @@ class Run:
                     self._look.after_epoch(at.epoch, at.mean)
                 at.is_trained, self._batches = True, None
             self.history.micro_batch = self.step.pieces.size
-            record = at.record(None if self._validate is None else self._validate(at.epoch))
+            train_metrics = {} if self._scores is None else self._scores.values()
+            found = None if self._validate is None else self._validate(at.epoch)
+            record = at.record(train_metrics, found)
             self._schedule.after_epoch(record)
             record["time"] = at.seconds + time.perf_counter() - started
             if len(self.history) == at.epoch:  # an interrupt may have come behind it
@@ -253,11 +258,14 @@ class Run:
     def _train_epoch(self, at: "_At") -> Generator[Rest, None, None]:
         """The steps of one epoch, or what is left of them."""
         step, optimizer, schedule, look = self.step, self.optimizer, self._schedule, self._look
+        scores = self._scores
         batch: Any = None
         started = time.perf_counter()
         try:
             with training(self.model) as keep_modes, schedule.during_epoch(at.epoch, at.step):
                 step.renew()
+                if scores is not None and at.step == 0:
+                    scores.reset()
                 if self._batches is None:
                     self._batches = self.source.rest_of(at.epoch, at.step)
                 for batch in self._batches:
@@ -268,6 +276,9 @@ class Run:
                     step.update(optimizer, hold)
                     schedule.after_step()
                     at.add(taken)
+                    if scores is not None:
+                        for outputs, targets in taken.parts:
+                            scores.add(outputs, targets)
                     # The graph is free before the next one is made, and what the source raises
                     # next is no fault of this batch.
                     del taken
@@ -294,6 +305,7 @@ class Run:
             "at": {**self._at.state_dict(), "stopped": self._is_stopped},
             "history": self.history.state_dict(),
             "look": self._look.state_dict() if self._look is not None else {},
+            "scores": self._scores.state_dict() if self._scores is not None else {},
             "source": self.source.state_dict(),
         }
 
@@ -308,6 +320,8 @@ class Run:
         self.history.load_state_dict(state["history"])
         if self._look is not None:
             self._look.load_state_dict(state["look"])
+        if self._scores is not None:
+            self._scores.load_state_dict(state["scores"])
         self.source.load_state_dict(state["source"])
         self.is_broken = False
 
@@ -321,7 +335,7 @@ class _At:
     def __init__(self, epoch: int = 0, smooth: tuple[Count, int] = (0.0, 0)) -> None:
         self.epoch, self.step, self.seconds = epoch, 0, 0.0
         self.mean = Mean()
-        self.loss = torch.tensor(float("nan"))  # of a step in another process
+        self.loss = torch.tensor(float("nan"), device="cpu")  # of a step in another process
         self.is_trained = False  # whether only validation is left
         self._smooth, self._steps = smooth  # fastai's running mean, which no epoch resets
         self._begun = smooth
@@ -334,14 +348,15 @@ class _At:
         self._smooth = 0.98 * self._smooth + 0.02 * taken.mean
         self._steps += 1
 
-    def record(self, found: Evaluation | None) -> Record:
+    def record(self, train_metrics: Mapping[str, Any], found: Evaluation | None) -> Record:
         """The record of the epoch. On an accelerator this waits for its steps."""
         smooth = float(self._smooth) / (1 - 0.98**self._steps)
         record = Record(epoch=self.epoch, train_loss=self.mean.value(), smooth_loss=smooth)
+        measured = {f"train_{name}": value for name, value in train_metrics.items()}
         if found is not None:
-            record["valid_loss"] = found.loss
-            for name, value in found.metrics.items():  # a matrix, say, as nested lists
-                record[name] = mapped(_as_plain, value)
+            measured |= {"valid_loss": found.loss, **found.metrics}
+        for name, value in measured.items():  # a matrix, say, as nested lists
+            record[name] = mapped(_as_plain, value)
         return record
 
     def next_epoch(self) -> "_At":

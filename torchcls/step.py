@@ -1,7 +1,7 @@
 """The training step: a list of pieces and one total, each piece with its exact share of it."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,11 @@ from torchcls.averaging import (
     one_number,
     wide,
 )
-from torchcls.batches import Pair, check_whole_number, num_samples, split, to_device
+from torchcls.batches import Pair, check_whole_number, mapped, num_samples, split, to_device
 
 Loss = Callable[[Any, Any], Any]
 Forward = Callable[[Any], Any]
+ForwardOf = Callable[[Any, Any], Any] | None  # called as forward(model, inputs); None: the model is
 
 
 @dataclass(slots=True)
@@ -39,6 +40,8 @@ class Taken:
         targets: Of the same piece.
         outputs: Of the same piece, with their graph.
         batch: The whole batch.
+        parts: Outputs, without their graph, and targets of every piece, in order, where the step
+            keeps them; see ``Step``.
     """
 
     loss: Tensor
@@ -49,13 +52,32 @@ class Taken:
     targets: Any
     outputs: Any
     batch: Pair
+    parts: Sequence[Pair] = ()
+
+
+def forward_of(model: nn.Module, forward: ForwardOf) -> Forward:
+    """What to call on inputs: the model, or what the user calls with it."""
+    if forward is not None and not callable(forward):
+        raise TypeError(f"forward must be callable as (model, inputs), got {forward!r}.")
+    return model if forward is None else functools.partial(forward, model)
+
+
+def check_can_train() -> None:
+    """Refuse to train where no tensor can ever take a gradient."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "training must not run under torch.inference_mode(): tensors made there never take "
+            "gradients. Build the model and train it outside; torch.no_grad() may stay."
+        )
 
 
 class Pieces:
     """Cuts every batch into pieces of ``size`` samples; None leaves it whole."""
 
-    def __init__(self, model: nn.Module, size: int | None = None) -> None:
-        self._model = model
+    def __init__(
+        self, model: nn.Module, size: int | None = None, *, forward: ForwardOf = None
+    ) -> None:
+        self._model, self._call = model, forward_of(model, forward)
         self.size = size
 
     def renew(self, averaging: Averaging | None = None) -> None:
@@ -64,18 +86,18 @@ class Pieces:
     def cut(self, batch: Pair) -> tuple[Forward, list[Pair]]:
         """Give what to call on the inputs of each piece, and the pieces."""
         if self.size is None:
-            return self._model, [batch]
+            return self._call, [batch]
         inputs, targets = num_samples(batch[0]), num_samples(batch[1])
         if inputs != targets:
             raise ValueError(
                 "a batch must have as many inputs as targets to be cut by micro_batch, "
                 f"got {inputs} inputs and {targets} targets."
             )
-        return self._model, split(batch, self.size)
+        return self._call, split(batch, self.size)
 
     def outputs(self, inputs: Any) -> Any:
         """The outputs of a whole batch, without gradients."""
-        return self._model(inputs)
+        return self._call(inputs)
 
     def state_dict(self) -> dict[str, Any]:
         """How batches are cut from here on."""
@@ -135,6 +157,7 @@ class Step:
         pieces: How a batch is cut; None leaves it whole.
         precision: What the model runs in; None is float32.
         clip_norm: The largest global norm of the gradients; longer ones are scaled down to it.
+        keeps_outputs: Whether ``Taken.parts`` are wanted.
     """
 
     def __init__(
@@ -146,7 +169,9 @@ class Step:
         pieces: Pieces | None = None,
         precision: Precision | None = None,
         clip_norm: float | None = None,
+        keeps_outputs: bool = False,
     ) -> None:
+        self._keeps_outputs = keeps_outputs
         self._given_loss, self._device, self._clip_norm = loss_fn, device, clip_norm
         self.pieces, self.precision = pieces or Pieces(model), precision or Precision()
         self.renew()
@@ -209,7 +234,8 @@ class Step:
             numerator = mean * count
         else:
             numerator = wide(averaging.numerator(outputs.detach(), targets))
-        return Taken(loss, mean, numerator, count, inputs, targets, outputs, batch)
+        parts = [(without_graph(outputs), targets)] if self._keeps_outputs else ()
+        return Taken(loss, mean, numerator, count, inputs, targets, outputs, batch, parts)
 
     def _backward_in_pieces(self, forward: Forward, pieces: list[Pair], batch: Pair) -> Taken:
         averaging = self._averaging
@@ -222,12 +248,14 @@ class Step:
         total: Count = sum(counts)
         whole, numerators = Sum(), Sum()
         fractions: list[tuple[Tensor, Tensor]] = []
-        kept: list[Any] = []
+        parts: list[Pair] = []
         first: Any = (*batch, None)
-        loss = torch.zeros(())
+        loss = torch.zeros((), device="cpu")
         for i, ((inputs, targets), count) in enumerate(zip(pieces, counts, strict=True)):
             outputs = self.precision.outputs(forward, inputs)
             first = (inputs, targets, outputs) if i == 0 else first
+            if self._keeps_outputs or not self._is_trusted:
+                parts.append((without_graph(outputs), targets))
             if averaging.is_elementwise:
                 _check_same_shape(outputs, targets)
             result = self.loss_fn(outputs, targets)
@@ -244,26 +272,24 @@ class Step:
                 loss = zero_where_nothing_counts(loss, outputs, total)
             self.precision.backward(loss)
             whole.add(loss)
-            if not self._is_trusted:
-                kept.append(outputs.detach() if isinstance(outputs, Tensor) else outputs)
         if fractions:  # their total is known only now, so none could go backward before
-            parts = zip(*fractions, strict=True)
-            loss, total = one_loss(tuple(sum(map(_wide_enough, part)) for part in parts), 0)
+            sums = zip(*fractions, strict=True)
+            loss, total = one_loss(tuple(sum(map(_wide_enough, part)) for part in sums), 0)
             loss = zero_where_nothing_counts(loss, None, total)
             self.precision.backward(loss)
             whole.add(loss)
         # Half precision cannot tell a sum.
         dtype = torch.promote_types(loss.dtype, torch.float32)
         summed = torch.as_tensor(whole.added(), dtype=dtype, device=loss.device)
-        if kept:
-            _check_pieces_add_up(summed, kept, batch[1], self.loss_fn)
+        if parts and not fractions and not self._is_trusted:
+            _check_pieces_add_up(summed, [part[0] for part in parts], batch[1], self.loss_fn)
             # A batch may pass by chance, and on the CPU every one is looked at. To look is to wait
             # for an accelerator: there the first one has to do.
             self._is_trusted = loss.device.type != "cpu"
         mean = wide(averaging.reported(summed, total))
         added = mean * total if averaging.numerator is None else numerators.added()
         inputs, targets, outputs = first
-        return Taken(summed, mean, added, total, inputs, targets, outputs, batch)
+        return Taken(summed, mean, added, total, inputs, targets, outputs, batch, parts)
 
     def state_dict(self) -> dict[str, Any]:
         """What moves from step to step, beside weights and optimizer."""
@@ -283,6 +309,11 @@ def loss_on(loss_fn: Loss, device: torch.device) -> Loss:
         keywords = to_device(loss_fn.keywords, device)
         return functools.partial(loss_fn.func, *loss_fn.args, **keywords)
     return loss_fn
+
+
+def without_graph(outputs: Any) -> Any:
+    """The same tensors, which no backward pass will go through."""
+    return mapped(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, outputs)
 
 
 def _wide_enough(number: Tensor) -> Tensor:

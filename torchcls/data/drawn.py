@@ -1,7 +1,7 @@
 """Digits that are drawn instead of downloaded, for examples and tests."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import SupportsIndex
 
@@ -59,11 +59,16 @@ def drawn_digits(
     n = check_whole_number("n", n, at_least=1)
     digits = check_digits(classes)
     seed = check_whole_number("seed", seed, at_least=0)
-    generator = seeded_generator(seed)
+    with torch.device("cpu"):  # whatever the default device is
+        return _drawn(n, digits, seeded_generator(seed))
+
+
+def _drawn(n: int, digits: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
     targets = (torch.arange(n) % len(digits))[torch.randperm(n, generator=generator)]
-    style = torch.rand(n, generator=generator)
+    style = torch.rand(n, generator=generator, dtype=torch.float32)
     bend, matrix, shift, pen = _handwriting(n, generator)
-    images = torch.randn(n, _SIDE, _SIDE, generator=generator).mul_(0.04)  # ink is added
+    images = torch.randn(n, _SIDE, _SIDE, generator=generator, dtype=torch.float32)
+    images.mul_(0.04)  # ink is added
     for target, digit in enumerate(digits):
         for rows, strokes in _share_out((targets == target).nonzero()[:, 0], style, _STYLES[digit]):
             starts, ends = _segments(strokes)
@@ -78,17 +83,17 @@ def _handwriting(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Te
     """Per image: bend (n, 5, 2), a 2 x 2 matrix, a shift (n, 2) and half the pen's width (n,)."""
 
     def normal(spread: float, *shape: int) -> Tensor:
-        return torch.randn(n, *shape, generator=generator) * spread
+        return torch.randn(n, *shape, generator=generator, dtype=torch.float32) * spread
 
     bend = normal(0.06, 5, 2)
     angle, shear = normal(0.13), normal(0.18)
     width, height = torch.exp(normal(0.11)), torch.exp(normal(0.08))
     cos, sin = angle.cos(), angle.sin()
     turn = torch.stack([cos, sin, -sin, cos], dim=1).view(n, 2, 2)  # points are rows: point @ turn
-    zero = torch.zeros(n)
+    zero = torch.zeros_like(width)
     stretch = torch.stack([width, zero, shear * height, height], dim=1).view(n, 2, 2)
     shift = normal(1.2, 2) + (_SIDE - 1) / 2
-    pen = 0.6 + 1.0 * torch.rand(n, generator=generator)
+    pen = 0.6 + 1.0 * torch.rand(n, generator=generator, dtype=torch.float32)
     return bend, stretch @ turn * _PIXELS_PER_UNIT, shift, pen
 
 
@@ -103,7 +108,8 @@ def _share_out(
 def _segments(strokes: list[Stroke]) -> tuple[Tensor, Tensor]:
     """Where the straight pieces of the strokes start and end, each (S, 2)."""
     pairs = [pair for stroke in strokes for pair in pairwise(stroke)]
-    return torch.tensor([a for a, _ in pairs]), torch.tensor([b for _, b in pairs])
+    starts, ends = zip(*pairs, strict=True)
+    return torch.tensor(starts, dtype=torch.float32), torch.tensor(ends, dtype=torch.float32)
 
 
 def _move(points: Tensor, bend: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:

@@ -146,8 +146,8 @@ def _to_split(images: Tensor, labels: Tensor, digits: Sequence[int] | None) -> S
     """float32 images in [0, 1] and int64 targets from the bytes and the digits."""
     targets = labels.long()
     if digits is not None:
-        position = torch.zeros(10, dtype=torch.int64)
-        position[list(digits)] = torch.arange(len(digits))
+        position = targets.new_zeros(10)
+        position[list(digits)] = torch.arange(len(digits), device="cpu")
         targets = position[targets]
     return images[:, None].float().div_(255), targets
 

@@ -20,7 +20,7 @@ from torchcls.preflight import targets as of_targets
 from torchcls.preflight.findings import Finding, Severity, error, warning
 from torchcls.preflight.reading import describe, untouched
 from torchcls.run import training as in_training_mode
-from torchcls.step import Loss, loss_on
+from torchcls.step import ForwardOf, Loss, forward_of, loss_on
 
 _MOST_NUMBERS = 1_000_000  # of inputs that are sent through: enough to look at, and fast
 _ORDER: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
@@ -32,6 +32,8 @@ def check(
     loss_fn: Loss,
     metrics: Metrics = (),
     optimizer: Optimizer | None = None,
+    *,
+    forward: ForwardOf = None,
 ) -> list[Finding]:
     """Look for what is wrong with a training step before it is taken.
 
@@ -46,6 +48,7 @@ def check(
         loss_fn: Called as ``loss_fn(outputs, targets)``.
         metrics: As ``evaluate`` takes them.
         optimizer: The optimizer that is to train the model; None leaves out what concerns it.
+        forward: Called as ``forward(model, inputs)`` in place of ``model(inputs)``.
 
     Returns:
         Findings, the worst first: each has ``.code``, ``.severity`` ("error", "warning" or "note")
@@ -67,13 +70,19 @@ def check(
         raise TypeError(f"model must be an instance of nn.Module, got {model!r}.")
     named = named_metrics(metrics)
     averaging_of(loss_fn)
+    forward_of(model, forward)
     found = [*training.findings_of(model, loss_fn, optimizer), *of_targets.options_of(loss_fn)]
-    found += _of_batch(model, batch, loss_fn, named, optimizer)
+    found += _of_batch(model, batch, loss_fn, named, optimizer, forward)
     return sorted(dict.fromkeys(found), key=lambda finding: _ORDER[finding.severity])
 
 
 def _of_batch(
-    model: nn.Module, batch: Any, loss_fn: Loss, named: dict[str, Any], optimizer: Optimizer | None
+    model: nn.Module,
+    batch: Any,
+    loss_fn: Loss,
+    named: dict[str, Any],
+    optimizer: Optimizer | None,
+    forward: ForwardOf,
 ) -> list[Finding]:
     try:
         pair = as_pair(batch, "batch")
@@ -86,7 +95,7 @@ def _of_batch(
         except Exception:  # some cannot be copied before
             return []
     with untouched(*kept), torch.enable_grad(), in_training_mode(model), eager(model):
-        return _of_step(model, pair, loss_fn, named, optimizer)
+        return _of_step(model, pair, loss_fn, named, optimizer, forward)
 
 
 def eager(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -104,18 +113,23 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def _of_step(
-    model: nn.Module, pair: Pair, loss_fn: Loss, named: dict[str, Any], optimizer: Optimizer | None
+    model: nn.Module,
+    pair: Pair,
+    loss_fn: Loss,
+    named: dict[str, Any],
+    optimizer: Optimizer | None,
+    forward: ForwardOf,
 ) -> list[Finding]:
     device = device_of(model)
     loss_fn = loss_on(loss_fn, device)
     loss_name = heads.named(loss_fn)
     batch = inputs, targets = to_device(pair if loss_name is None else _few(pair), device)
     try:
-        outputs = model(
+        outputs = forward_of(model, forward)(
             mapped(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
         )
     except Exception as raised:
-        explained = failure.explain_forward(raised, model)
+        explained = failure.explain_forward(raised, model, inputs)
         return [explained or _failed("forward-fails", "model", raised, inputs)]
     found = contract.findings_of(inputs, targets, outputs, loss_fn)
     if isinstance(pair[1], Tensor):  # all of them, where fewer went through

@@ -1,7 +1,7 @@
 """Why a step failed: what a forward pass raised, or what was not finite first."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -13,16 +13,22 @@ from torchcls.preflight.graph import ran_exp
 from torchcls.preflight.reading import bounds, dtype_of, leaves_of
 
 
-def explain_forward(failure: Exception, model: nn.Module) -> Finding | None:
+def explain_forward(failure: Exception, model: nn.Module, inputs: Any) -> Finding | None:
     """Explain what a model raised by the layer of torch in which it happened; None if unclear."""
+    stars = "**inputs" if isinstance(inputs, Mapping) else "*inputs"
+    one_by_one = f"pass forward=lambda model, inputs: model({stars})"
+    if str(failure).startswith(f"{model.forward.__qualname__}() missing"):
+        return error("batch-form", f"{failure}. Inputs are one argument: {one_by_one}.")
     layer, given = _where(failure.__traceback__)
     if layer is None:
         return None
     name = next((name for name, module in model.named_modules() if module is layer), "")
     which = f"The layer {type(layer).__name__}" + (f" {name!r}" if name else "")
-    if isinstance(given, (dict, str, list, tuple)):
+    if isinstance(given, (Mapping, str, list, tuple)):
         seen = f"{which} was given a {type(given).__name__} where it needs a tensor."
-        fix = "Make the pair (inputs, targets) of a batch what the model takes."
+        fix = "Make the inputs of a batch what the model takes"
+        is_whole = isinstance(inputs, (Mapping, tuple)) and type(given) is type(inputs)
+        fix += f", or {one_by_one}." if is_whole else "."
         return error("batch-form", f"{seen} {fix}")
     if not isinstance(given, Tensor):
         return None

@@ -18,7 +18,7 @@ from torchcls.preflight.check import check as check_batch
 from torchcls.preflight.check import denominator_findings, eager, is_compiled
 from torchcls.preflight.findings import Check, ContractError, Finding, act_on, error
 from torchcls.preflight.reading import untouched
-from torchcls.step import Loss, Taken
+from torchcls.step import ForwardOf, Loss, Taken, forward_of
 
 _KEPT = "The weights are those after the last good step."
 _SAID_ONCE = {"non-finite-loss", "non-finite-gradient", "non-finite-valid-loss", "all-ignored"}
@@ -45,7 +45,9 @@ class Preflight:
         ignore: Collection[str],
         has_schedule: bool,
         scales_loss: bool,
+        forward: ForwardOf = None,
     ) -> None:
+        self._forward, self._call = forward, forward_of(model, forward)
         self._model, self._loss_fn, self._metrics = model, loss_fn, metrics
         self._optimizer, self._train, self._valid = optimizer, train, valid
         self._check, self._ignore, self._scales_loss = check, frozenset(ignore), scales_loss
@@ -157,7 +159,7 @@ class Preflight:
             try:
                 few, their_targets = (split(part, 8)[0] for part in (inputs, targets))
                 with untouched(self._model), torch.enable_grad(), eager(self._model):
-                    return few, their_targets, self._model(few)
+                    return few, their_targets, self._call(few)
             except Exception:  # a model that takes no part of a batch
                 pass
         return inputs, targets, outputs
@@ -187,7 +189,7 @@ class Preflight:
         outputs = taken.outputs
         if taken.inputs is not taken.batch[0]:  # only the first piece was kept
             with untouched(self._model):
-                outputs = self._model(taken.batch[0])
+                outputs = self._call(taken.batch[0])
         self._not_finite("non-finite-loss", self._where(), loss, taken.batch, outputs, _KEPT)
 
     def _gradient_may_not_be_finite(self) -> None:
@@ -237,7 +239,7 @@ class Preflight:
         if self._check == "off" or batch is None or is_known:
             return
         try:
-            found = check_batch(self._model, batch, self._loss_fn)
+            found = check_batch(self._model, batch, self._loss_fn, forward=self._forward)
         except Exception:  # what stands in the way of looking is the failure itself
             return
         try:
@@ -257,4 +259,4 @@ class Preflight:
         self._said_before = {finding.code for finding in self.findings}
         self._watched -= self._said_before
         if state.get("first bad") is not None:
-            self._bad_before = torch.tensor(state["first bad"])
+            self._bad_before = torch.tensor(state["first bad"], device="cpu")

@@ -177,7 +177,9 @@ def _made_up(
         return None  # where so much goes wrong: one output for each sample, and 0 or 1
     if not consists_of(targets, 0, 1):
         return None
-    truth = torch.arange(n) // 2 % 2  # 0 0 1 1: moved by one, half of the answers are wrong
+    truth = (
+        torch.arange(n, device=outputs.device) // 2 % 2
+    )  # 0 0 1 1: moved by one, half of the answers are wrong
     is_shown = loss is not None and loss.kind.before == "sigmoid"
     low, high = (0.1, 0.9) if is_shown else (-4.0, 4.0)
     right = torch.where(truth > 0, high, low).to(outputs.dtype).reshape(outputs.shape)
@@ -216,7 +218,7 @@ def _value(function: Any, outputs: Any, targets: Tensor) -> Any:
 def _are_alike(first: Any, second: Any) -> bool:
     if not _is_number(first) or not _is_number(second):
         return False
-    first, second = torch.as_tensor(first).double(), torch.as_tensor(second).double()
+    first, second = (torch.as_tensor(v, device="cpu").double() for v in (first, second))
     return first.shape == second.shape and torch.allclose(first, second, rtol=1e-4, atol=1e-6)
 
 

@@ -60,9 +60,9 @@ def _held(source: Any, *, as_they_are: bool = False) -> _Held | None:
     if len(tensors) != 2 or (is_changed and as_they_are):
         return None
     if type(dataset) is not Subset:
-        return _Held(*tensors, torch.arange(len(tensors[0])))
+        return _Held(*tensors, torch.arange(len(tensors[0]), device="cpu"))
     try:
-        rows = torch.as_tensor(dataset.indices)
+        rows = torch.as_tensor(dataset.indices, device="cpu")
     except (TypeError, ValueError, RuntimeError):  # of slices, say
         return None
     are_numbers = rows.ndim == 1 and rows.dtype in (torch.int64, torch.int32)
@@ -117,7 +117,7 @@ def last_batch(train: Any, targets: Any, outputs: Any) -> Iterator[Finding]:
 
 def _some_of(rows: Tensor, n: int) -> Tensor:
     """Row numbers from all over, since they may be sorted by class."""
-    return rows[torch.linspace(0, len(rows) - 1, min(n, len(rows))).long()]
+    return rows[torch.linspace(0, len(rows) - 1, min(n, len(rows)), device="cpu").long()]
 
 
 def some_rows(source: Any) -> tuple[Tensor, Tensor] | None:
@@ -159,7 +159,8 @@ def _ids_in_order(train: Any) -> Tensor | None:
         ids = torch.cat(parts) if all(map(_are_ids, parts)) else None
     elif _takes_all(train):
         ids = getattr(_dataset(train), "targets", None)
-        ids = torch.tensor(ids) if isinstance(ids, list) and ids and type(ids[0]) is int else ids
+        is_list = isinstance(ids, list) and ids and type(ids[0]) is int
+        ids = torch.tensor(ids, device="cpu") if is_list else ids
         ids = ids if _are_ids(ids) and len(ids) == len(_dataset(train)) else None
     return targets_of(train) if ids is None else ids
 
@@ -246,9 +247,9 @@ def _overlap(ours: _Held, theirs: _Held, *, is_one_batch: bool) -> Iterator[Find
     asked = _some_of(theirs.rows, min(256, max(16, 4_000_000 // width)))
     stored, samples = x.reshape(len(x), -1), y.reshape(len(y), -1)[asked]
     # A few columns that tell samples apart say where to look; whole rows are compared then.
-    among = torch.linspace(0, width - 1, min(width, 4096)).long()
+    among = torch.linspace(0, width - 1, min(width, 4096), device=x.device).long()
     columns = among[samples[:, among].double().var(0).topk(min(16, len(among))).indices]
-    factors = torch.arange(1, len(columns) + 1).double().sqrt()
+    factors = torch.arange(1, len(columns) + 1, device=x.device).double().sqrt()
     keys, wanted = ((part[:, columns].double() * factors).sum(1) for part in (stored, samples))
     keys = keys[ours.rows]
     found = 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchcls.averaging import Averaging
 from torchcls.batches import Pair, device_of, split
 from torchcls.speed.layers import layers_of, parameter_bytes, through
-from torchcls.step import Forward, Pieces
+from torchcls.step import Forward, ForwardOf, Pieces
 
 
 class AutoPieces(Pieces):
@@ -34,8 +34,9 @@ class AutoPieces(Pieces):
         size: Samples in a piece; None as long as no batch was cut.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+    def __init__(self, model: nn.Module, *, forward: ForwardOf = None) -> None:
+        super().__init__(model, forward=forward)
+        self._is_called_plainly = forward is None
         self._averaging: Averaging | None = None
         self._forward: Forward | None = None
         self._sample: _Sample | None = None
@@ -58,7 +59,8 @@ class AutoPieces(Pieces):
     def renew(self, averaging: Averaging | None = None) -> None:
         """Trust the layers as they stand now, or none."""
         self._averaging = averaging
-        layers = layers_of(self._model) if device_of(self._model).type == "cpu" else None
+        may_be_cut = self._is_called_plainly and device_of(self._model).type == "cpu"
+        layers = layers_of(self._model) if may_be_cut else None
         self._forward = through(layers) if layers else None
         found = [(type(layer), _trained(layer)) for layer in layers or ()]
         if found != self._seen:  # other layers, or unfrozen ones, keep other bytes
@@ -68,14 +70,14 @@ class AutoPieces(Pieces):
     def cut(self, batch: Pair) -> tuple[Forward, list[Pair]]:
         """Cut a batch that is larger than the cache, or leave it whole, with the model itself."""
         if self._forward is None or not self._is_large(batch[0]) or not self._may_cut(batch):
-            return self._model, [batch]
+            return self._call, [batch]
         self.size = self._found_size
         return self._forward, split(batch, self.size)
 
     def outputs(self, inputs: Any) -> Any:
         """The outputs of a whole batch, without gradients: those of its pieces put together."""
         if self._forward is None or not self._is_large(inputs):
-            return self._model(inputs)
+            return self._call(inputs)
         self.size = self._found_size
         # In the layout that the model itself gives: metrics and losses may ask for a view.
         return torch.cat([self._forward(piece) for piece in split(inputs, self.size)]).contiguous()

@@ -35,7 +35,8 @@ def described(choices: Any, *, groups: int | None = None) -> dict[str, Any]:
         groups: How many groups of the optimizer count: the run may have got more of them later.
     """
     schedule, optimizer = choices.schedule, choices.optimizer
-    metrics = named_metrics(choices.metrics)
+    of_train = named_metrics(choices.train_metrics)
+    metrics = named_metrics(choices.metrics) | {f"train_{k}": m for k, m in of_train.items()}
     of_groups = [_plain_ones(group) for group in optimizer.param_groups[:groups]]
     of_each = {name: [group.get(name) for group in of_groups] for name in of_groups[0]}
     inside = _inside(written(choices.model))
@@ -47,6 +48,7 @@ def described(choices: Any, *, groups: int | None = None) -> dict[str, Any]:
         "optimizer": type(optimizer).__name__,
         "groups of the optimizer": len(of_groups),
         "schedule": None if schedule is None else _name(schedule),
+        "forward": None if choices.forward is None else _name(choices.forward),
     }
     options = {
         "the loss": _options_of(choices.loss_fn),

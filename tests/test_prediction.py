@@ -1,0 +1,246 @@
+"""torchcls.prediction: inputs alone in every form they come in, predictions and their file."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn, tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+import torchcls as tc
+
+X = torch.randn(37, 4, generator=torch.Generator().manual_seed(2))
+Y = torch.arange(37) % 3
+BATCHES = list(zip(X.split(16), Y.split(16), strict=True))  # 16, 16, 5
+CE = nn.CrossEntropyLoss()
+
+
+@pytest.fixture
+def model(generator):
+    model = nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(3, 4, generator=generator))
+    return model
+
+
+class Keyed(nn.Module):
+    """A model that takes a dict."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs):
+        return self.model(inputs["x"])
+
+
+# ------------------------------------------------------------------ inputs alone
+
+
+INPUTS_ALONE = {
+    "tensor": X,
+    "array": X.numpy(),
+    "read-only array": np.frombuffer(X.numpy().tobytes(), np.float32).reshape(37, 4),
+    "array backwards": X.flip(0).numpy()[::-1],
+    "loader of tensors": DataLoader(X, 8),
+    "loader of a TensorDataset": DataLoader(TensorDataset(X), 8),
+    "loader of arrays": DataLoader(X.numpy(), 8, collate_fn=np.stack),
+    "list": list(X.split(16)),
+    "tuple": X.split(16),
+    "list of one": [X],
+    "tuples of one": [(part,) for part in X.split(16)],
+    "pairs without targets": [(part, None) for part in X.split(16)],
+    "generator": (inputs for inputs, _ in BATCHES),
+    "iterator over two": iter([X[:20], X[20:]]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # torch, of a loader
+@pytest.mark.parametrize("form", INPUTS_ALONE)
+def test_inputs_alone_come_in_many_forms(model, form):
+    predictions = tc.predict(model, INPUTS_ALONE[form], batch_size=16)
+    assert torch.allclose(predictions.outputs, F.linear(X, model.weight, model.bias).detach())
+    assert predictions.targets is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"x": X, "scale": tensor(2.0)},
+        {"x": X.numpy()},
+        DataLoader([{"x": row} for row in X], 16),
+        [({"x": part}, None) for part in X.split(16)],
+    ],
+)
+def test_a_dict_is_inputs(model, data):
+    predictions = tc.predict(Keyed(model), data, batch_size=16)
+    assert torch.equal(predictions.outputs, tc.predict(model, X, batch_size=16).outputs)
+
+
+@pytest.mark.parametrize("data", [[X, Y], (X, Y), [X[:20], X[20:]], (X.numpy(), Y.numpy())])
+def test_two_in_a_list_may_be_a_pair_or_two_batches(model, data):
+    with pytest.raises(TypeError, match=r"of two, .*\[\(inputs, targets\)\].*iter\(data\)"):
+        tc.predict(model, data)
+
+
+def test_inputs_beside_names_are_told_how_to_go_alone(model):
+    loader = DataLoader([(row, f"{i}.png") for i, row in enumerate(X)], 8)
+    with pytest.raises(TypeError, match=r"got list.*predict\(model, \(inputs for inputs, _ in d"):
+        tc.predict(model, ((inputs, list(names)) for inputs, names in loader))
+    data = loader
+    outputs = tc.predict(model, (inputs for inputs, _ in data)).outputs
+    assert torch.equal(outputs, tc.predict(model, X, batch_size=8).outputs)
+
+
+# ------------------------------------------------------------------ rows are samples
+
+
+def pooled(channels, classes):
+    """Takes one image without an axis of samples, too."""
+
+    class Pool(nn.Module):
+        def forward(self, x):
+            return x.mean((-2, -1))
+
+    return nn.Sequential(nn.Conv2d(channels, 5, 3), Pool(), nn.Linear(5, classes))
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        (nn.Linear(8, 3), torch.ones(8)),
+        (nn.Linear(3, 3), torch.ones(3)),  # 3 outputs for 3 rows, but no rows of samples
+        (nn.Linear(300, 3), torch.ones(300)),  # more than go through at a time
+        (nn.Linear(8, 3), [torch.ones(8), torch.ones(8), torch.ones(8)]),
+        (nn.Linear(8, 3), TensorDataset(torch.ones(5, 8))),
+        (nn.Sequential(nn.Flatten(), nn.Linear(784, 2)), torch.ones(28, 28)),
+        (nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten()), torch.ones(3, 4, 4)),
+        (pooled(3, 7), torch.ones(3, 9, 9)),
+        (pooled(3, 3), torch.ones(3, 9, 9)),
+        (Keyed(nn.Linear(8, 3)), {"x": torch.ones(8)}),
+    ],
+)
+def test_one_sample_without_an_axis_of_samples_is_named(model, data):
+    with pytest.raises(ValueError, match=r"got one sample of shape .*data\[None\]"):
+        tc.predict(model, data, loss_fn=CE)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "shape"),
+    [
+        (nn.Embedding(9, 2), torch.arange(9), (9, 2)),
+        (nn.Sigmoid(), torch.arange(9.0), (9,)),  # one output for each sample
+        (nn.Sequential(nn.Linear(4, 1), nn.Flatten(-2)), X, (37,)),
+        (nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), X[:1], (1,)),
+        (nn.Flatten(0, 1), 3 * [torch.ones(2, 5, 3)], (30, 3)),  # tokens in a row
+    ],
+)
+def test_rows_that_are_samples_are_left_alone(model, data, shape):
+    assert tc.predict(model, data, batch_size=4).outputs.shape == shape
+
+
+def test_a_tensor_that_is_cut_must_give_a_row_for_each_sample():
+    with pytest.raises(ValueError, match=r"row for each sample, got shape \(10, 3\) for 2 of them"):
+        tc.predict(nn.Flatten(0, 1), torch.ones(2, 5, 3))
+
+
+# ------------------------------------------------------------------ predictions
+
+
+def test_a_tensor_is_inputs_and_pairs_bring_targets_in_order(model):
+    from_tensor = tc.predict(model, X, batch_size=16)
+    from_pairs = tc.predict(model, BATCHES)
+    assert torch.equal(from_tensor.outputs, from_pairs.outputs)
+    assert from_tensor.targets is None
+    assert torch.equal(from_pairs.targets, Y)
+    assert torch.equal(tc.predict(nn.Identity(), X, batch_size=5).outputs, X)
+
+
+def test_the_loss_names_probabilities_and_decisions():
+    predictions = tc.predict(nn.Identity(), tensor([[0.0, 9.0], [0.0, float("nan")]]))
+    for name in ("probabilities", "predicted"):
+        with pytest.raises(ValueError, match=rf"\.{name} needs the loss.*loss_fn="):
+            getattr(predictions, name)
+    predictions = tc.predict(nn.Identity(), predictions.outputs, loss_fn=F.cross_entropy)
+    assert torch.equal(predictions.probabilities[0], tensor([0.0, 9.0]).softmax(0))
+    assert predictions.predicted.tolist() == [1, -1]
+
+
+def test_a_csv_file_gives_the_same_float32_back(tmp_path, model):
+    predictions = tc.predict(model, BATCHES, loss_fn=tc.cross_entropy)
+    predictions.to_csv(tmp_path / "p.csv", classes=["a", "b", "c"])
+    with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for name, values in (
+        ("output", predictions.outputs),
+        ("probability", predictions.probabilities),
+    ):
+        read = tensor([[float(row[f"{name}_{i}"]) for i in range(3)] for row in rows])
+        assert torch.equal(read, values)
+    assert [row["predicted"] for row in rows] == ["abc"[i] for i in predictions.predicted]
+    assert [row["target"] for row in rows] == ["abc"[i] for i in Y]
+
+
+def test_a_csv_file_goes_home_and_replaces_another_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    predictions = tc.predict(nn.Identity(), torch.eye(2), loss_fn=CE)
+    predictions.to_csv("~/p.csv")
+    before = (tmp_path / "p.csv").read_text()
+    with pytest.raises(IndexError):
+        predictions.to_csv("~/p.csv", classes=["one"])
+    assert (tmp_path / "p.csv").read_text() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["p.csv"]
+
+
+def test_a_csv_file_of_inputs_alone_has_no_target(tmp_path):
+    predictions = tc.predict(nn.Linear(4, 3), X, loss_fn=nn.CrossEntropyLoss())
+    predictions.to_csv(tmp_path / "predictions.csv", classes=["cat", "dog", "eel"])
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [name for name in rows[0] if not name[-1].isdigit()] == ["predicted"]
+    names = [("cat", "dog", "eel")[i] for i in predictions.predicted]
+    assert [row["predicted"] for row in rows] == names
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_csv_file_of_real_numbers_has_no_probabilities(tmp_path, k):
+    batches = [(X[:20], X[:20, :k]), (X[20:], X[20:, :k])]
+    predictions = tc.predict(nn.Linear(4, k), batches, loss_fn=nn.MSELoss())
+    predictions.to_csv(tmp_path / "predictions.csv")
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = {"output": predictions.outputs, "predicted": predictions.outputs, "target": X[:, :k]}
+    numbered = [name if k == 1 else f"{name}_{i}" for name in columns for i in range(k)]
+    assert list(rows[0]) == numbered
+    read = tensor([[float(row[name]) for name in numbered] for row in rows])
+    assert torch.equal(read, torch.cat(list(columns.values()), 1))
+
+
+def test_names_of_classes_go_with_one_class_for_each_sample(tmp_path):
+    predictions = tc.predict(nn.Linear(4, 3), X, loss_fn=nn.BCEWithLogitsLoss())
+    with pytest.raises(ValueError, match=r"got predicted of shape \(37, 3\). Leave classes out"):
+        predictions.to_csv(tmp_path / "predictions.csv", classes=["cat", "dog", "eel"])
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_a_csv_file_takes_at_most_two_dimensions(tmp_path):
+    predictions = tc.predict(nn.Identity(), torch.zeros(2, 3, 4), loss_fn=tc.cross_entropy)
+    with pytest.raises(ValueError, match=r"CSV file, got \(2, 3, 4\)"):
+        predictions.to_csv(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize(
+    ("data", "keywords", "error", "words"),
+    [
+        (X, {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        (X[:0], {}, ValueError, r"at least one sample, got shape \(0, 4\)"),
+        ([], {}, ValueError, "data must give at least one batch"),
+        ([((X, X), Y)], {}, TypeError, "outputs must be one tensor, got tuple"),
+        ([(X, {"ids": Y})], {}, TypeError, "targets must be one tensor to be kept, got dict"),
+    ],
+)
+def test_what_cannot_be_predicted_says_so(data, keywords, error, words):
+    with pytest.raises(error, match=words):
+        tc.predict(nn.Identity(), data, **keywords)
