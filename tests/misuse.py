@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import torchcls as tc
-from torchcls.survival.files import check_architecture
 
 # ------------------------------------------------------------------ data and models
 
@@ -968,9 +967,13 @@ def empty_checkpoint(folder: Path) -> None:
 
 
 def other_architecture(folder: Path) -> None:
-    file = folder / "model.pt"
-    tc.save_checkpoint(file, model=mk(5).state_dict())
-    check_architecture(mk(3), tc.load_checkpoint(file)["model"], file)
+    def fit(model: nn.Module) -> None:
+        train = [(torch.randn(9, 2), torch.arange(9) % 3)]
+        keywords: dict[str, Any] = {"checkpoint": folder, "resume": True, "progress": False}
+        tc.fit(model, train, loss_fn=nn.CrossEntropyLoss(), epochs=1, **keywords)
+
+    fit(mk(5))
+    fit(mk(3))
 
 
 class Bomb:
@@ -1095,7 +1098,7 @@ FILE_CASES = [
         CLEAR,
         CLEAR,
         other_architecture,
-        ("model.pt", "0.weight", "(5, 2)", "(3, 2)"),
+        ("last.pt", "0 of the model", "out_features=5", "out_features=3"),
     ),
     FileCase(
         "C03",

@@ -287,12 +287,12 @@ def test_within_its_first_epoch_a_transform_that_draws_by_itself_is_exact(tmp_pa
 
 @pytest.mark.parametrize("precision", ["float16", "float32"])
 def test_an_interrupt_inside_the_optimizers_step_is_gone_back_from(tmp_path, precision):
-    class Torn(SGD):
-        steps = 0
+    steps = []  # beside the optimizer, whose own counters go back with it
 
+    class Torn(SGD):
         def step(self, closure=None):
-            self.steps += 1
-            if self.steps == 9:
+            steps.append(1)
+            if len(steps) == 9:
                 raise KeyboardInterrupt
             super().step(closure)
 
@@ -411,7 +411,7 @@ def test_another_model_with_the_same_parameters_is_named(tmp_path, one, other):
         return tc.epochs(model, SOURCES["Batches"](), checkpoint=tmp_path, **keywords)
 
     next(run(one))
-    with pytest.raises(ValueError, match=r"model must be '  \(1\): .* got ['\"]  \(1\): "):
+    with pytest.raises(ValueError, match=r"1(\.momentum|) of the model must be .* got "):
         run(other, resume=True)
 
 
@@ -432,11 +432,11 @@ def scaled(outputs, targets, scale):
 @pytest.mark.parametrize(
     ("one", "other", "words"),
     [
-        ({"loss_fn": Focal(2)}, {"loss_fn": Focal(3)}, "gamma of loss_fn must be 2 .* got 3"),
+        ({"loss_fn": Focal(2)}, {"loss_fn": Focal(3)}, "gamma of the loss must be 2 .* got 3"),
         (
             {"loss_fn": functools.partial(scaled, scale=2)},
             {"loss_fn": functools.partial(scaled, scale=3)},
-            "scale of loss_fn must be 2 .* got 3",
+            "scale of the loss must be 2 .* got 3",
         ),
         (
             {"metrics": {"top": functools.partial(tc.top_k_accuracy, k=1)}},
@@ -1270,7 +1270,7 @@ def test_another_architecture_is_named_with_both_shapes_and_nothing_is_loaded(tm
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"0\.weight \(8, 4\) where the model has \(9, 4\)"):
+    with pytest.raises(ValueError, match=r"0 of the model must be .*=8.* got .*=9"):
         tc.epochs(
             model,
             SOURCES["Batches"](),
@@ -1295,7 +1295,7 @@ def test_another_architecture_is_named_with_both_shapes_and_nothing_is_loaded(tm
         ({"clip_norm": 1.0}, r"clip_norm must be None .* got 1\.0"),
         ({"best": "accuracy"}, "best must be 'valid_loss' .* got 'accuracy'"),
         ({"schedule": lambda o: lambda progress: 1.0}, "schedule must be 'schedule' .* got '<lam"),
-        ({"source": "tensors"}, r"train must be .* got 'DataLoader\(.*sampler=RandomSampler"),
+        ({"source": "tensors"}, r"train must be .* got 'DataLoader\(.*RandomSampler"),
         ({"source": "a list"}, r"train must be '88 samples in Batches\(batch_size=16, .* 'list of"),
     ],
 )
@@ -1342,7 +1342,7 @@ def test_resuming_where_nothing_is_yet_begins(tmp_path):
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     middle_of_a_run(tmp_path)
-    (tmp_path / ".last.pt.0123456789abcdef.tmp").write_bytes(b"half")
+    (tmp_path / ".01234567-last.pt").write_bytes(b"half")
     finish(*begin(folder=tmp_path, resume=True))
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [".lock", "best.pt", "epoch.pt", "last.pt"]

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import io
-import itertools
 import os
 import pickle
 import random
@@ -26,7 +25,6 @@ from torch import nn, tensor
 from torch.optim import lr_scheduler
 
 from torchcls.survival import DamagedError, load_checkpoint, save_checkpoint
-from torchcls.survival.files import check_architecture
 
 NAN_WITH_PAYLOAD = tensor([0x7FC01234, 0x7F800001, -1], dtype=torch.int32).view(torch.float32)
 DTYPES = (
@@ -382,7 +380,7 @@ def test_the_file_reaches_the_disk_before_its_name_and_then_the_folder_does(path
 
     def watched_replace(source, target):
         assert Path(source).parent == path.parent
-        assert Path(source).name.startswith(".model.pt")
+        assert Path(source).name.endswith("-model.pt")
         assert path.read_bytes() == b"earlier"
         done.append(Path(source).stat().st_size)
         replace(source, target)
@@ -837,95 +835,3 @@ def test_what_is_parsed_is_what_was_checked(path, monkeypatch):
     save_checkpoint(path, epoch=1)
     monkeypatch.setattr(torch, "load", load_late)
     assert load_checkpoint(path) == {"epoch": 1}
-
-
-# --- weights of another architecture ------------------------------------------------------------
-
-
-def layers(*sizes):
-    return nn.Sequential(*[nn.Linear(a, b) for a, b in itertools.pairwise(sizes)])
-
-
-def refusal(model, state):
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"^runs/model\.pt must hold the weights") as caught:
-        check_architecture(model, state, "runs/model.pt")
-    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
-    return str(caught.value).removeprefix("runs/model.pt must hold the weights of this model, got ")
-
-
-def test_the_same_architecture_is_let_through(path):
-    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    found = saved(path, model=model.state_dict())["model"]
-    assert check_architecture(model, found, path) is None
-
-
-def test_buffers_may_be_there_or_not_in_any_shape(path):
-    class Bank(nn.Linear):
-        def __init__(self, rows, late):
-            super().__init__(2, 3)
-            self.register_buffer("bank", torch.zeros(rows, 2))
-            self.register_buffer("late", late)
-
-    state = Bank(5, torch.ones(1)).state_dict()
-    check_architecture(Bank(0, None), state, "model.pt")
-    check_architecture(nn.Sequential(Bank(0, None)), {f"0.{k}": state[k] for k in state}, path)
-    check_architecture(Bank(7, torch.ones(3)), Bank(0, None).state_dict(), "model.pt")
-    with pytest.raises(ValueError, match=r"got the unknown bank, late\."):
-        check_architecture(nn.Linear(2, 3), state, "model.pt")
-
-
-def test_both_names_of_a_tied_parameter_are_compared():
-    def tied(size):
-        model = nn.Sequential(nn.Linear(2, size), nn.Linear(2, size))
-        model[1].weight = model[0].weight
-        return model
-
-    check_architecture(tied(2), tied(2).state_dict(), "model.pt")
-    assert "1.weight (3, 2) where the model has (2, 2)" in refusal(tied(2), tied(3).state_dict())
-
-
-def test_a_lazy_module_takes_any_shape():
-    check_architecture(nn.LazyLinear(3), nn.Linear(2, 3).state_dict(), "model.pt")
-
-
-def test_extra_state_is_the_modules_own_matter():
-    class Noted(nn.Linear):
-        def get_extra_state(self):
-            return "a note"
-
-        def set_extra_state(self, state):
-            pass
-
-    check_architecture(Noted(2, 3), Noted(2, 3).state_dict() | {"_extra_state": 7}, "model.pt")
-
-
-def test_shapes_that_differ_are_both_shown():
-    assert refusal(layers(2, 3), layers(2, 5).state_dict()) == (
-        "0.weight (5, 2) where the model has (3, 2), 0.bias (5,) where the model has (3,). "
-        "Build the model as it was when saved."
-    )
-
-
-def test_missing_and_unknown_names_are_shown():
-    model, other = nn.Linear(2, 3), nn.Linear(2, 3).state_dict()
-    other["scale"] = other.pop("bias")
-    assert refusal(model, other).startswith("nothing for bias; the unknown scale. Build")
-
-
-def test_what_is_no_tensor_has_no_shape():
-    state = {"weight": [1], "bias": torch.zeros(3)}
-    assert refusal(nn.Linear(2, 3), state).startswith("weight () where the model has (3, 2). ")
-
-
-def test_at_most_five_of_each_are_shown():
-    words = refusal(layers(2, 2, 2, 2, 2), layers(3, 3, 3, 3, 3).state_dict())
-    assert words.count("where the model has") == 5
-    assert " and 3 more. Build" in words
-    words = refusal(nn.Linear(2, 2), layers(2, 2, 2, 2).state_dict())
-    shown = "0.weight, 0.bias, 1.weight, 1.bias, 2.weight and 1 more."
-    assert words.startswith(f"nothing for weight, bias; the unknown {shown}")
-    words = refusal(layers(2, 2, 2, 2), {})
-    assert words.startswith(f"nothing for {shown}")
-    exactly_five = {f"{i}": torch.zeros(1) for i in range(5)}
-    assert "more" not in refusal(nn.Sequential(), exactly_five)

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from torchcls.history import replacing
 from torchcls.survival import DamagedError, load_checkpoint, save_checkpoint
 from torchcls.survival import folder as room
 from torchcls.survival.folder import Folder
@@ -21,7 +22,7 @@ def state(epochs, step=0):
         "model": {"x": torch.ones(1)},
         "at": {"epoch": epochs, "step": step, "stopped": False},
         "history": {"records": [{}] * epochs},
-        "told": {},
+        **{part: {} for part in ("told", "optimizer", "beside", "source", "circumstances")},
     }
 
 
@@ -214,11 +215,11 @@ def test_before_training_an_error_is_raised_and_later_it_is_a_warning(tmp_path, 
 
 def test_a_disk_without_room_for_two_states_is_an_error(tmp_path, monkeypatch):
     folder, _ = opened(tmp_path)
-    folder.save(state(0))
-    folder.prove_space()
+    folder.save(state(0), must=True)
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: type("", (), {"free": 3}))
     with pytest.raises(OSError, match=r"room for two states of .* bytes, got 3 bytes free"):
-        folder.prove_space()
+        folder.save(state(0), must=True)
+    assert folder.save(state(0, 1))
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
@@ -228,10 +229,15 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
-    for name in (".last.pt.0123456789abcdef.tmp", ".best.pt.0123456789abcdef.tmp", ".epoch.pt.tmp"):
-        (tmp_path / name).write_bytes(b"half")
+    for name in ("last.pt", "epoch.pt", "best.pt"):
+        with replacing(tmp_path / name) as beside:
+            beside.write_bytes(b"half")
+            os.link(beside, tmp_path / "left")
+        (tmp_path / name).unlink()
+        os.rename(tmp_path / "left", beside)
+    assert len(os.listdir(tmp_path)) == 3
     opened(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == [".epoch.pt.tmp", ".lock"]
+    assert os.listdir(tmp_path) == [".lock"]
 
 
 # --- whose files they are -----------------------------------------------------------------------
@@ -242,7 +248,7 @@ def test_the_files_of_a_folder_carry_one_id_that_stays_when_the_run_goes_on(tmp_
     assert kept(tmp_path, state(2, 1), best=True) == run
     files = [load_checkpoint(path) for path in sorted(tmp_path.glob("*.pt"))]
     assert [(file["run"], file["torchcls"], file["format"]) for file in files] == [
-        (run, __version__, 2)
+        (run, __version__, 3)
     ] * 3
     assert kept(tmp_path / "other", state(0)) != run
 
@@ -284,8 +290,8 @@ def test_another_torchcls_of_the_same_format_is_read_and_another_format_is_named
         folder, found = opened(tmp_path)
         assert found["torchcls"] == version
         folder.close()
-    rewritten(tmp_path / "last.pt", format=3)
-    words = rf"format 2, .* torchcls {__version__} .* got format 3 of torchcls 99\.0\. Install"
+    rewritten(tmp_path / "last.pt", format=4)
+    words = rf"format 3, .* torchcls {__version__} .* got format 4 of torchcls 99\.0\. Install"
     with pytest.raises(ValueError, match=words):
         opened(tmp_path)
     save_checkpoint(tmp_path / "last.pt", torchcls="0.1.0", format=1, at_hand=None)

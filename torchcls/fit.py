@@ -46,7 +46,7 @@ from torchcls.step import (
     check_micro_batch,
     forward_of,
 )
-from torchcls.survival.best import Best
+from torchcls.survival.best import best_by
 from torchcls.survival.keep import Survival, check_keeping
 from torchcls.survival.source import Replayed
 
@@ -337,7 +337,7 @@ def _check(chosen: Any) -> None:
             f"train_metrics must be functions where there is a checkpoint, got {objects[0]}, an "
             "object: what it was fed inside an epoch cannot be kept. Measure it on valid."
         )
-    Best(chosen.best, chosen.metrics, has_valid=has_valid)
+    best_by(chosen.best, chosen.metrics, has_valid=has_valid)
     if optimizer is not None and lr is not None:
         raise ValueError(
             f"lr must not stand beside optimizer, which has its own, got lr={lr!r}. "

@@ -1,12 +1,15 @@
-"""What training moves: the tensors of model, loss and optimizer, kept and put back."""
+"""What training moves in model, loss and optimizer: tensors and numbers, kept and put back."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
+
+_OF_ANY_MODULE = vars(nn.Module()).keys()  # modes and marks of torch's own
 
 
 def written(model: nn.Module) -> Any:
@@ -20,17 +23,26 @@ def written(model: nn.Module) -> Any:
         model = inner
 
 
+def modules_of(model: nn.Module, loss_fn: Any) -> dict[str, nn.Module]:
+    """The "model" that the user wrote, and the "loss" where a module is it or stands behind it."""
+    while isinstance(loss_fn, functools.partial):
+        loss_fn = loss_fn.func
+    loss_fn = written(getattr(loss_fn, "__self__", loss_fn))
+    modules = {"model": written(model)}
+    return {**modules, "loss": loss_fn} if isinstance(loss_fn, nn.Module) else modules
+
+
 def modules_state(model: nn.Module, loss_fn: Any, optimizer: Optimizer) -> dict[str, Any]:
     """The live tensors under "model", "loss" and "optimizer", and "beside" what these leave out."""
-    parts = {"model": written(model), "loss": loss_fn}
-    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    modules = modules_of(model, loss_fn)
     return {
-        "model": parts["model"].state_dict(),
-        "loss": modules["loss"].state_dict() if "loss" in modules else None,
+        "loss": None,
+        **{name: module.state_dict() for name, module in modules.items()},
         "optimizer": optimizer.state_dict(),
         "beside": {
             **{name: _left_out(module) for name, module in modules.items()},
             "optimizer": [p.detach() for p in _held_alone(optimizer, modules)],
+            "numbers": numbers_of(model, loss_fn, optimizer),
         },
     }
 
@@ -39,9 +51,7 @@ def load_modules(
     model: nn.Module, loss_fn: Any, optimizer: Optimizer, state: Mapping[str, Any]
 ) -> None:
     """Put back what ``modules_state`` gave: every tensor with its bits, shape and dtype."""
-    parts = {"model": written(model), "loss": loss_fn}
-    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-    beside = state["beside"]
+    modules, beside = modules_of(model, loss_fn), state["beside"]
     _load_optimizer(optimizer, state["optimizer"])
     with torch.no_grad():
         for name, module in modules.items():
@@ -56,6 +66,27 @@ def load_modules(
         held = _held_alone(optimizer, modules)
         for parameter, value in zip(held, beside["optimizer"], strict=True):
             parameter.copy_(value)
+    for name, holder, attribute in _numbers(model, loss_fn, optimizer):
+        holder[attribute] = beside["numbers"].get(name, holder[attribute])
+
+
+def numbers_of(model: nn.Module, loss_fn: Any, optimizer: Optimizer) -> dict[str, Any]:
+    """The plain numbers in model, loss and optimizer: a counter, say, "2.count of the model"."""
+    numbers = _numbers(model, loss_fn, optimizer)
+    return {name: holder[attribute] for name, holder, attribute in numbers}
+
+
+def _numbers(
+    model: nn.Module, loss_fn: Any, optimizer: Optimizer
+) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """What to call each number, the attributes that it is one of, and its key there."""
+    holders = {("optimizer", ""): vars(optimizer)}
+    for of, module in modules_of(model, loss_fn).items():
+        holders |= {(of, f"{path}."): vars(part) for path, part in module.named_modules()}
+    for (of, path), holder in holders.items():
+        for attribute, value in list(holder.items()):
+            if type(value) in (bool, int, float) and attribute not in _OF_ANY_MODULE:
+                yield f"{path}{attribute}".removeprefix(".") + f" of the {of}", holder, attribute
 
 
 def _held_alone(optimizer: Optimizer, modules: Mapping[str, nn.Module]) -> list[Tensor]:

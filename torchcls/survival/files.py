@@ -7,18 +7,16 @@ import io
 import os
 import pickle
 import re
-import secrets
 import stat
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+
+from torchcls.history import replacing
 
 # The comment with which the zip archive of torch.save ends. Its last part is the SHA-256 of every
 # byte before that part, in every format to come, so that damage is never taken for a new format.
@@ -41,7 +39,7 @@ def save_checkpoint(path: _Path, **state: Any) -> None:
     stay tied. They come back plain and on the CPU; of a view only itself is kept.
 
     Args:
-        path: The file; its folder must be there.
+        path: The file; its folder must be there. A leading "~" is the user's home.
         state: Dense and sparse tensors, None, bool, int (up to 2039 bits), float, str, bytes,
             torch.Size, torch.dtype, torch.device, and list, tuple, dict, OrderedDict and Counter of
             those: what the ``state_dict`` of a model, an optimizer or a schedule is made of.
@@ -58,7 +56,7 @@ def save_checkpoint(path: _Path, **state: Any) -> None:
         >>> load_checkpoint(path)["epoch"], list(torch.load(path, weights_only=True)["model"])
         (7, ['weight', 'bias'])
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(os.path.expanduser(path)))
     earlier = target.exists()
     if earlier and not target.is_file():
         raise ValueError(f"{path} must be a file, got a folder or a device.")
@@ -69,24 +67,17 @@ def save_checkpoint(path: _Path, **state: Any) -> None:
     file.seek(-2, os.SEEK_END)
     file.write((len(mark) + 64).to_bytes(2, "little") + mark)
     file.write(hashlib.sha256(file.getbuffer()).hexdigest().encode())
-    # Random: a process id comes again in containers, where leftovers would block it.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     outcome = "The earlier checkpoint is untouched." if earlier else "Nothing is left behind."
     try:
-        with open(temporary, "xb") as new:
+        with replacing(target) as beside, open(beside, "xb") as new:
             if earlier:
-                os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
+                os.chmod(beside, stat.S_IMODE(target.stat().st_mode))
             new.write(file.getbuffer())
             new.flush()
             os.fsync(new.fileno())
-        os.replace(temporary, target)
         outcome = "It is whole, but may not survive a power cut."
         _sync_folder(target.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if not isinstance(error, OSError):
-            raise
+    except OSError as error:
         reason = f"got: {error.strerror or error}, in the folder {target.parent}. {outcome}"
         raise OSError(error.errno, f"{path} must be writable, {reason}") from error
 
@@ -103,9 +94,10 @@ def load_checkpoint(path: _Path) -> dict[str, Any]:
         ValueError: If it is a folder, another program's, of another format, holds objects that
             could run code, or anything else that ``save_checkpoint`` does not write.
     """
-    if os.path.isdir(path):
+    file = Path(path).expanduser()
+    if file.is_dir():
         raise ValueError(f"{path} must be a checkpoint, got a folder.")
-    data = Path(path).read_bytes()
+    data = file.read_bytes()
     mark = _MARK.search(data, max(0, len(data) - 128))
     if mark is None:
         raise _unmarked(path, data)
@@ -132,39 +124,6 @@ def load_checkpoint(path: _Path) -> dict[str, Any]:
         if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run the code
             why = "Python objects that could run code, not only tensors"
         raise ValueError(f"{path} must hold what save_checkpoint writes, got {why}.") from None
-
-
-def check_architecture(model: nn.Module, state: Mapping[str, Tensor], path: _Path) -> None:
-    """Refuse weights of another architecture before ``load_state_dict`` overwrites half a model.
-
-    Names and the shapes of parameters are compared, and up to five of each are shown. Buffers may
-    be there or not, in any shape: training moves both in some modules.
-    """
-    own = model.state_dict()
-    buffers = {  # those that are None, too, which named_buffers leaves out
-        f"{place}.{name}".removeprefix(".")
-        for place, module in model.named_modules(remove_duplicate=False)
-        for name in module._buffers
-    }
-    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
-    differing = [
-        f"{name} {shapes[name]} where the model has {tuple(value.shape)}"
-        for name, value in model.named_parameters(remove_duplicate=False)
-        if name in state and not is_lazy(value) and shapes[name] != value.shape
-    ]
-    groups = {
-        "": differing,
-        "nothing for ": [name for name in own if name not in state and name not in buffers],
-        "the unknown ": [name for name in state if name not in own and name not in buffers],
-    }
-    found = "; ".join(
-        start + ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
-        for start, names in groups.items()
-        if names
-    )
-    if found:
-        found = f"{path} must hold the weights of this model, got {found}."
-        raise ValueError(f"{found} Build the model as it was when saved.")
 
 
 def _storable(value: Any, where: str, seen: dict[Any, Any]) -> Any:

@@ -12,12 +12,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from torchcls.history import replacing
 from torchcls.survival.files import DamagedError, load_checkpoint, save_checkpoint
 from torchcls.version import __version__
 from torchcls.warn import warn
 
-_FORMAT = 2  # of what a run keeps, to be raised where a later one cannot be read as this one
-_KEYS = {"torchcls", "format", "run", "model", "at", "history", "told"}
+_FORMAT = 3  # of what a run keeps, to be raised where a later one cannot be read as this one
+_PARTS = ("model", "optimizer", "beside", "source", "at", "history", "told", "circumstances")
 
 
 class Folder:
@@ -87,7 +88,7 @@ class Folder:
                         "best.pt, which would be replaced. Choose another folder."
                     )
             self._note.write_text(f"{self._me}\n{self._run}", "utf-8")
-            for left in (*self.path.glob(".last.pt.*.tmp"), *self.path.glob(".best.pt.*.tmp")):
+            for left in self.path.glob(".*-*.pt"):
                 left.unlink(missing_ok=True)  # a killed process left it
             refused.pop_all()
         return state
@@ -147,11 +148,8 @@ class Folder:
         for path in self._there():
             with suppress(ValueError):
                 state = _state_in(path)
-                if (state["run"], state["at"]["epoch"], state["at"]["step"]) == (
-                    self._run,
-                    epoch,
-                    0,
-                ):
+                at = state["at"]
+                if (state["run"], at["epoch"], at["step"]) == (self._run, epoch, 0):
                     return state
         raise ValueError(
             f"{self._earlier} must be the state at the start of epoch {epoch} (counted from 0), "
@@ -163,7 +161,11 @@ class Folder:
         return time.monotonic() >= self._due
 
     def save(self, state: Mapping[str, Any], *, must: bool = False) -> bool:
-        """Make a state the last one; returns if it is kept, else warns, or with ``must`` raises."""
+        """Make a state the last one; returns if it is kept.
+
+        Where it cannot be written, or ``must`` and no second one fits beside it, that is a warning,
+        and with ``must`` an error.
+        """
         return self._write(self._last, state, must)
 
     def save_best(self, **state: Any) -> bool:
@@ -176,11 +178,18 @@ class Folder:
             _lock(self._descriptor)  # an earlier run of this process may have held it until now
             if path == self._last:
                 if self._last_is_between and path.exists():
-                    _link(path, self._earlier)
+                    with replacing(self._earlier) as name:
+                        _link(path, name)
                 self._last_is_between = False  # whatever comes between
             save_checkpoint(path, **{**state, **whose})
             if path == self._last:
                 self._last_is_between = state["at"]["step"] == 0
+            size, free = path.stat().st_size, shutil.disk_usage(self.path).free
+            if must and free < size:
+                raise OSError(
+                    f"checkpoint must be on a disk with room for two states of {size:,} bytes, got "
+                    f"{free:,} bytes free in {self.path}. Make room, or choose another folder."
+                )
         except (OSError, TypeError, MemoryError) as error:
             if must:
                 raise
@@ -190,15 +199,6 @@ class Folder:
             self._due = time.monotonic() + self._every
         return True
 
-    def prove_space(self) -> None:
-        """Raise an OSError if no second state fits beside the first, which was written just now."""
-        size, free = self._last.stat().st_size, shutil.disk_usage(self.path).free
-        if free < size:
-            raise OSError(
-                f"checkpoint must be on a disk with room for two states of {size:,} bytes, got "
-                f"{free:,} bytes free in {self.path}. Make room, or choose another folder."
-            )
-
 
 def _state_in(path: Path) -> dict[str, Any]:
     state = load_checkpoint(path)
@@ -207,10 +207,15 @@ def _state_in(path: Path) -> dict[str, Any]:
             f"{path} must have format {_FORMAT}, which torchcls {__version__} resumes, got format "
             f"{state['format']} of torchcls {state.get('torchcls')}. Install that version."
         )
-    if not state.keys() >= _KEYS:
-        raise ValueError(
-            f"{path} must be the state of a run, got a checkpoint with {', '.join(state)}."
-        )
+    is_one = (
+        state.keys() >= {"torchcls", "format", "run"}
+        and all(isinstance(state.get(name), dict) for name in _PARTS)
+        and state["at"].keys() >= {"epoch", "step"}
+        and "records" in state["history"]
+    )
+    if not is_one:
+        names = ", ".join(map(str, state))
+        raise ValueError(f"{path} must be the state of a run, got a checkpoint with {names}.")
     return state
 
 
@@ -229,10 +234,7 @@ def _lock(descriptor: int) -> bool:
 
 def _link(source: Path, target: Path) -> None:
     """Give a file another name: at once and without writing it again where links are known."""
-    temporary = target.with_name(f".{target.name}.link.tmp")
-    temporary.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
+        os.link(source, target)
     except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+        shutil.copyfile(source, target)

@@ -11,9 +11,8 @@ from torch.nn.parameter import is_lazy
 
 from torchcls.run import Rest, Run
 from torchcls.state import written
-from torchcls.survival.arguments import check_same, circumstances, described, plain
-from torchcls.survival.best import Best
-from torchcls.survival.files import check_architecture
+from torchcls.survival.arguments import at_rest, check_same, circumstances, described, plain
+from torchcls.survival.best import best_by, is_best
 from torchcls.survival.folder import Folder
 from torchcls.survival.source import CannotReplayError, Replayed
 from torchcls.warn import warn
@@ -35,19 +34,18 @@ class Survival:
     _source: Replayed
 
     def __init__(self, choices: Any) -> None:
-        self._folder = Folder(Path(choices.checkpoint), choices.save_every)
-        self._best = Best(choices.best, choices.metrics, has_valid=choices.valid is not None)
-        self._described = described(choices)
+        self._folder = Folder(Path(choices.checkpoint).expanduser(), choices.save_every)
+        self._best = best_by(choices.best, choices.metrics, has_valid=choices.valid is not None)
+        self._choices, self._told = choices, described(choices)
         self._saved: tuple[int, int, bool] | None = None  # where the run stood then
-        modules = {"model": written(choices.model), "loss": choices.loss_fn}
+        self._state = self._folder.open(resume=choices.resume, check=self._check)
 
-        def check(state: dict[str, Any], path: Path) -> None:
-            for name, module in modules.items():
-                if isinstance(module, nn.Module) and state.get(name) is not None:
-                    check_architecture(module, state[name], path)
-            check_same(state["told"], self._described, path)
-
-        self._state = self._folder.open(resume=choices.resume, check=check)
+    def _check(self, state: dict[str, Any], path: Path) -> None:
+        told, choices = state["told"], self._choices
+        now = described(choices, groups=told.get("groups of the optimizer"))
+        now |= at_rest(choices.model, choices.optimizer)
+        check_same(told, now, moved=state["beside"].get("numbers", {}), path=path)
+        self._told = told
 
     def keep(self, run: Run, source: Replayed) -> str | None:
         """Take a run in, which goes to the state in the folder; says where it stands then."""
@@ -55,14 +53,12 @@ class Survival:
         state, self._state = self._state, None
         if state is None:
             return None
-        run.load_state_dict(state)
-        before, now = state["circumstances"], circumstances(run.device)
-        changed = [f"{k} was {before.get(k)}, is {v}" for k, v in now.items() if before.get(k) != v]
-        if _is_compiled(run.model):
-            changed.append("a compiled model may get other kernels in another process")
-        if changed:
-            text = ", ".join(changed)
-            warn(f"The run goes on to rounding, not to the same bits: {text}.")
+        try:
+            run.load_state_dict(state)
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            words = f"{self._folder.path} must hold the whole state of such a run"
+            raise ValueError(f"{words}, got {type(error).__name__}: {error}.") from error
+        self._compare(state["circumstances"])
         self._saved = epoch, step, is_stopped = run.position
         if step == 0:
             self._keep_best()  # an interrupt may have come before it
@@ -74,7 +70,8 @@ class Survival:
         while True:
             if self._run.is_broken:
                 self._go_back()
-            self._begin()
+            if self._saved is None and not _is_lazy(self._run.model):
+                self._save(must=True)  # before the first step, or it is found that nothing can be
             try:
                 for at in rests():
                     if at.record is not None:
@@ -98,19 +95,28 @@ class Survival:
                 raise
             self._begin_again(why)
 
-    def _begin(self) -> None:
-        """Write the state before the first step, or find out that nothing can be written."""
-        model = self._run.model
-        tensors = itertools.chain(model.parameters(), model.buffers())
-        if self._saved is None and not any(map(is_lazy, tensors)):  # these after their first step
-            self._save(must=True)
-            self._folder.prove_space()
+    def _compare(self, before: dict[str, Any]) -> None:
+        """See whether a run that is taken up can come to the same bits here."""
+        now, (epoch, step, _) = circumstances(self._run.device), self._run.position
+        changed = [f"{k} was {before.get(k)}, is {v}" for k, v in now.items() if before.get(k) != v]
+        if _is_compiled(self._run.model):
+            changed.append("a compiled model may get other kernels in another process")
+        if changed:
+            text = ", ".join(changed)
+            warn(f"The run goes on to rounding, not to the same bits: {text}.")
+        elif step == 0 and not self._source.begins_alike(epoch - 1):  # inside, it is passed over
+            raise ValueError(
+                "train must give the batches of the run that is resumed, got another first batch: "
+                "other data, another order or another transform. Give it as it was, or start a new "
+                "run in another folder."
+            )
 
     def _save(self, *, must: bool = False) -> None:
-        position, state = self._run.position, plain(self._run.state_dict())
-        state |= {"told": self._described, "circumstances": circumstances(self._run.device)}
-        self._folder.save(state, must=must)
-        self._saved = position  # also where it failed, which costs a warning and not one a step
+        run, choices = self._run, self._choices
+        told = self._told | at_rest(choices.model, choices.optimizer)
+        state = {**run.state_dict(), "told": told, "circumstances": circumstances(run.device)}
+        self._folder.save(plain(state), must=must)
+        self._saved = run.position  # also where it failed, which costs a warning and not one a step
 
     def _save_where_it_stands(self) -> None:
         if not self._run.is_broken and self._run.position != self._saved:
@@ -118,7 +124,7 @@ class Survival:
 
     def _keep_best(self) -> None:
         history = self._run.history
-        if history and self._best.is_last(history):
+        if self._best is not None and is_best(history, *self._best):
             model = written(self._run.model)
             self._folder.save_best(model=model.state_dict(), record=plain(dict(history[-1])))
 
@@ -139,6 +145,11 @@ class Survival:
         )
 
 
+def _is_lazy(model: nn.Module) -> bool:
+    """Whether a model has no weights to keep before its first step."""
+    return any(map(is_lazy, itertools.chain(model.parameters(), model.buffers())))
+
+
 def _is_compiled(model: nn.Module) -> bool:
     calls = (getattr(module, "_compiled_call_impl", None) for module in model.modules())
     return written(model) is not model or any(call is not None for call in calls)
@@ -153,7 +164,7 @@ def check_keeping(checkpoint: Any, resume: bool, save_every: Any) -> None:
         )
     if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"checkpoint must be the path of a folder, got {checkpoint!r}.")
-    if checkpoint is not None and Path(checkpoint).exists() and not Path(checkpoint).is_dir():
+    if checkpoint is not None and Path(checkpoint).expanduser().is_file():
         raise ValueError(f"checkpoint must be a folder, got the file {checkpoint}.")
     if isinstance(save_every, bool) or not isinstance(save_every, (int, float)):
         raise TypeError(f"save_every must be a number of seconds, got {save_every!r}.")

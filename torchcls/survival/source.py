@@ -24,10 +24,10 @@ class Replayed(Source):
     """Batches that begin where another process has left them.
 
     What has ``state_dict`` and ``load_state_dict`` (``Batches``, torchdata's StatefulDataLoader),
-    no workers and no transform goes on by itself. Anything else is started again from the random
-    states at the epoch's start; what was handed out before is passed over, and its targets are
-    compared by checksum. Whether a source can be started again at all is found by doing it, once,
-    after the first epoch.
+    no workers and no transform goes on by itself. Anything else is started again as it stood at the
+    epoch's start; what was handed out before is passed over, and its targets are compared by
+    checksum. Whether a source can be started again at all is found by doing it, once, after the
+    first epoch.
 
     Args:
         name: What errors call it.
@@ -47,14 +47,13 @@ class Replayed(Source):
     ) -> None:
         super().__init__(name, batches, opened)
         self._loaders, self._device = (batches, valid), device
-        self._start: Any = None  # the random states at the start of the epoch at hand
-        self._start_of_batches: Any = None
-        self._passed = self._first = 0  # checksums: of targets so far, of the first batch
-        self._why = _why_never(batches)
         # What a transform draws from is not in the state of the batches that it is a part of.
         self._goes_on = self._is_stateful and getattr(batches, "transform", None) is None
-        self._is_tried = self._goes_on or type(batches) in (list, tuple) or self._why is not None
+        self._start: dict[str, Any] | None = None  # how all stood when the epoch at hand began
+        self._passed = self._first = 0  # checksums: of its targets so far, of its first batch
+        self._why = _why_never(batches)
         self._is_ahead = False  # whether its sampler draws while workers fetch ahead
+        self._is_tried = False
 
     def rest_of(self, epoch: int, step: int) -> Iterator[Any]:
         """The batches of an epoch but for the first ``step``.
@@ -63,104 +62,100 @@ class Replayed(Source):
             CannotReplayError: If others come than have been handed out before.
         """
         kept, self._kept, self._passed = self._kept, None, 0
-        why = self._why or ("its sampler draws while workers fetch ahead" if self._is_ahead else "")
-        if kept is not None and step > 0 and why:
-            raise CannotReplayError(why)
         if kept is None:
-            self._start = _states(self._device, self._loaders)
-            if self._is_stateful and not self._goes_on:
-                self._start_of_batches = self._batches.state_dict()
-        else:
-            self._start = kept["start"] if step else kept["now"]
-            self._start_of_batches = kept["start of batches"] if step else kept["batches"]
-            _set_states(self._start, self._device, self._loaders)
-        if kept is not None and self._is_stateful:
-            of = kept["batches"] if self._goes_on else self._start_of_batches
-            self._batches.load_state_dict(of)
-            if step == 0:  # to start from the end of an epoch is not what its next start draws
+            self._start = self._stand(asked=not self._goes_on)
+        elif step == 0:
+            self._start = now = kept["now"]
+            self._go_to(now, now["batches"])
+            if self._is_stateful:  # to start from the end of an epoch is not what its start draws
                 iter(self._batches)
-                _set_states(self._start, self._device, self._loaders)
+                self._go_to(now)
+            if self._why and epoch > 0:
+                words = "train may give other batches than in a run that was not stopped"
+                warn(f"{words}: {self._why}.")
+        elif self._why or self._is_ahead:
+            raise CannotReplayError(self._why or "its sampler draws while workers fetch ahead")
+        else:
+            of = kept["now"] if self._goes_on else kept["start"]
+            self._go_to(kept["start"], of["batches"])
         iterator = self._started(epoch, may_be_empty=step > 0)
         if kept is not None and step > 0:
             if self._goes_on:
                 self._passed = kept["passed"]
             else:
-                self._pass_over(iterator, step, kept["passed"])
-            _set_states(kept["now"], self._device, self._loaders)
-        if kept is not None and self._why and step == 0 and epoch > 0:
-            warn(f"train may give other batches than in a run that was not stopped: {self._why}.")
-        return self._watched(iterator, is_first=step == 0 and not self._is_tried)
+                self._pass_over(iterator, step, kept)
+            self._go_to(kept["now"])
+        return self._watched(iterator, is_first=step == 0)
 
-    def _pass_over(self, iterator: Iterator[Any], step: int, expected: int) -> None:
-        number = 0
-        for _, targets in islice(iterator, step):
-            self._passed = checksum(targets, self._passed)
-            number += 1
+    def _pass_over(self, iterator: Iterator[Any], step: int, kept: dict[str, Any]) -> None:
+        number = sum(1 for _ in self._watched(islice(iterator, step), is_first=True))
         if number < step:
             raise CannotReplayError(f"it ended after {number} batches when it was started again")
-        if self._passed != expected:
+        if (self._passed, self._first) != (kept["passed"], kept["first"]):
             raise CannotReplayError("it handed out other batches when it was started again")
 
     def _watched(self, iterator: Iterator[Any], *, is_first: bool) -> Iterator[Any]:
-        if getattr(self._batches, "num_workers", 0):
-            iterator = self._fetched(iterator)
+        look = _drawn if getattr(self._batches, "num_workers", 0) else tuple
+        before = look()
         for batch in iterator:
+            self._is_ahead |= before != look()  # between two steps, while workers fetch
             self._passed = checksum(batch[1], self._passed)
             if is_first:
                 self._first, is_first = checksum(batch), False
             yield batch
+            before = look()
 
-    def _fetched(self, iterator: Iterator[Any]) -> Iterator[Any]:
-        """Notice a sampler that draws between steps while workers fetch ahead of them."""
-        before = _drawn()
-        for batch in iterator:
-            self._is_ahead |= before != _drawn()
-            yield batch
-            before = _drawn()
+    def begins_alike(self, epoch: int) -> bool:
+        """Whether the epoch last begun would begin with the same batch, were it started again.
+
+        True, too, for what goes on by itself and for what is known to differ.
+        """
+        if self._start is None or self._goes_on or self._why is not None:
+            return True
+        here = self._stand()
+        try:
+            self._go_to(self._start, self._start["batches"])
+            return checksum(next(self._started(epoch))) == self._first
+        finally:
+            self._go_to(here, here["batches"])
 
     def try_again(self, epoch: int) -> None:
-        """Start the source again as it began an epoch, and see whether it begins alike."""
-        if self._is_tried:
-            return
-        self._is_tried = True
-        now = _states(self._device, self._loaders)
-        _set_states(self._start, self._device, self._loaders)
-        batches = self._batches.state_dict() if self._is_stateful else None
-        try:
-            if batches is not None:
-                self._batches.load_state_dict(self._start_of_batches)
-            again = next(self._started(epoch))
-        finally:
-            if batches is not None:
-                self._batches.load_state_dict(batches)
-            _set_states(now, self._device, self._loaders)
-        if checksum(again) != self._first:
+        """Once: start the source again as it began an epoch, and see whether it begins alike."""
+        if not self._is_tried and not self.begins_alike(epoch):
             self._why = "it handed out another first batch when it was started again"
             warn(f"train keeps a state of its own, so a resumed run may differ: {self._why}.")
+        self._is_tried = True
+
+    def _stand(self, *, asked: bool = True) -> dict[str, Any]:
+        """Where all generators stand, and the batches where they can be ``asked``."""
+        # In this order: to ask a source for its state may start it.
+        now = _states(self._device, self._loaders)
+        return {
+            **now,
+            "batches": self._batches.state_dict() if asked and self._is_stateful else None,
+        }
+
+    def _go_to(self, stand: dict[str, Any], batches: Any = None) -> None:
+        """Put the generators back, and the batches where a state of theirs is given."""
+        if batches is not None:
+            self._batches.load_state_dict(batches)
+        _set_states(stand, self._device, self._loaders)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the source and all generators stand, at a rest."""
-        if self._kept is not None:
-            return {**self._kept, "why": self._why, "is_tried": self._is_tried}
-        return {  # in this order: to ask a source for its state may start it
-            "now": _states(self._device, self._loaders),
+        stands = self._kept or {
+            "now": self._stand(),
             "start": self._start,
             "passed": self._passed,
             "first": self._first,
-            **super().state_dict(),
-            "start of batches": self._start_of_batches,
-            "why": self._why,
-            "is_ahead": self._is_ahead,
-            "is_tried": self._is_tried,
         }
+        return {**stands, "why": self._why, "is_ahead": self._is_ahead}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand where another source stood, from the next call of ``rest_of`` on."""
-        super().load_state_dict(state)
-        self._start, self._start_of_batches = state["start"], state["start of batches"]
-        self._first = state["first"]
-        self._why, self._is_tried = state["why"], state["is_tried"]
-        self._is_ahead = state["is_ahead"]
+        self._kept, self._start, self._first = state, state["start"], state["first"]
+        self._why = self._why or state["why"]
+        self._is_ahead |= state["is_ahead"]
 
 
 def _why_never(batches: Any) -> str | None:
