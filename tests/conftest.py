@@ -1,12 +1,35 @@
 """What all test files share: a seeded generator, and a check that a test leaves torch as it was."""
 
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+
+# Threads cost more than they gain on tensors this small, here and in the processes of the tests.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads its options in the same hook
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite runs in several processes, a part that was asked for in this one."""
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ  # which has the same arguments
+    if is_whole and not is_worker and getattr(config.option, "numprocesses", 0) is None:
+        config.option.numprocesses, config.option.maxprocesses = "auto", 4
+        config.option.dist = "worksteal"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """No test in this process cuts the power, and tests of checkpoints would mostly wait."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 LIBRARIES = ["fastai", "Lightning", "Ignite", "skorch", "Accelerate", "Poutyne", "Keras"]
@@ -14,15 +13,6 @@ LIBRARIES = ["fastai", "Lightning", "Ignite", "skorch", "Accelerate", "Poutyne",
 @pytest.fixture
 def benchmark(load):
     return load("benchmark")
-
-
-@pytest.fixture
-def one_thread():
-    """So little work is done sooner by one thread, above all where others are at work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -291,7 +281,6 @@ def test_a_child_that_hangs_ends(benchmark, monkeypatch):
 # --- smoke ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_it_runs_in_smoke_mode(benchmark, load, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     assert "python scripts/benchmark.py" in benchmark.__doc__
