@@ -58,7 +58,7 @@ class Preflight:
         self._watched = set() if check == "off" else _SAID_ONCE - self._ignore
         self._epoch = self._number = -1
         self._has_seen_step, self._has_seen_valid = False, valid is None
-        self._first_batch: Any = None  # until the second was seen
+        self._first_batch: Any = None  # of several workers, until the second was seen
         self._first_inputs: Any = None  # some of the first batch, until validation was seen
         self._first_bad: Tensor | None = None  # the number of a batch, on an accelerator
         self._bad_before: Tensor | None = None  # the same, in the process that is resumed
@@ -124,11 +124,10 @@ class Preflight:
         if not self._has_seen_step and not is_empty:
             self._settle(self._of_first_step(taken))
             self._has_seen_step = True
-        if self._number == 0:
-            self._first_batch = taken.batch
-        elif self._number == 1 and self._first_batch is not None:
-            self._settle(sources.repeated_batches(self._train, self._first_batch, taken.batch))
-            self._first_batch = None
+        if self._first_batch is not None:
+            self._settle(sources.repeated_batches(self._first_batch, taken.batch))
+        has_many = self._number == 0 and sources.workers(self._train) > 1
+        self._first_batch = taken.batch if has_many else None
         is_said = self._has_targets or any(f.code == "target-range" for f in self.findings)
         # Class ids out of range raise by themselves.
         if not is_said and isinstance(targets, Tensor) and targets.is_floating_point():
