@@ -290,7 +290,7 @@ def test_rows_of_one_dataset_in_both_splits_are_found(dataset):
     assert codes(by_sampler[0], by_sampler[2]) == []
     (finding,) = sources.findings_of(*by_sampler[:2])
     assert finding.severity == "warning"
-    assert "5 of 15 validation samples are training samples" in finding.message
+    assert "5 of 15 validation samples are training samples of one dataset" in finding.message
 
 
 def test_one_input_with_many_targets_is_doubted():

@@ -62,7 +62,7 @@ EVERYWHERE = {"version", "warn"}  # nine lines and one number
 # Lines with docstrings. Floors 1 and 2 are read by a newcomer in an hour; no file but functional
 # and metrics is longer than 500.
 BUDGETS = {
-    "preflight": 2425,
+    "preflight": 2700,
     "survival": 1100,
     "speed": 600,
     "data": 1400,

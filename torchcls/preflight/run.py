@@ -62,7 +62,7 @@ class Preflight:
         self._watched = set() if check == "off" else _SAID_ONCE - self._ignore
         self._epoch = self._number = -1
         self._has_seen_step, self._has_seen_valid = False, valid is None
-        self._first_batch: Any = None  # until the second was seen
+        self._first_batch: Any = None  # of several workers, until the second was seen
         self._has_evaluated = False
         self._called: inside.Called | None = None  # what the loss calls, until that was looked at
         self._norms: dict[Tensor, Tensor] = {}  # of the parameters, as the first epoch begins
@@ -149,13 +149,12 @@ class Preflight:
             if self._valid is not None and self.measure is not None:
                 self._of_valid(taken, self.measure)
             self._has_seen_step = True
-        if self._number == 0:
-            self._first_batch = taken.batch
-        elif self._number == 1 and self._first_batch is not None:
-            self._settle(sources.repeated_batches(self._train, self._first_batch, taken.batch))
-            self._first_batch = None
             if self._number == 0 and not self._scales_loss:  # which may skip first steps
                 self._norms = training.norms(self._optimizer)
+        if self._first_batch is not None:
+            self._settle(sources.repeated_batches(self._first_batch, taken.batch))
+        has_many = self._number == 0 and sources.workers(self._train) > 1
+        self._first_batch = taken.batch if has_many else None
         is_said = self._has_targets or any(f.code == "target-range" for f in self.findings)
         # Class ids out of range raise by themselves.
         if not is_said and isinstance(targets, Tensor) and targets.is_floating_point():

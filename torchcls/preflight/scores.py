@@ -91,10 +91,8 @@ def _ours(
     rows = None if loss is None else heads.row_of(loss.name, outputs)
     if rows is not None and rows is not row:
         seen = f"The metric {name} belongs to another kind of target than {loss}"
-        is_wrong = row.decision == "argmax" and _are_of_several(targets)
-        yield (warning if is_wrong else note)(
-            "metric-of-another-row", f"{seen}, which has {rows.metric or 'none'}."
-        )
+        say = warning if row.decision == "argmax" and _are_of_several(targets) else note
+        yield say("metric-of-another-row", f"{seen}, which has {rows.metric or 'none'}.")
 
 
 def _are_of_several(targets: Tensor) -> bool:

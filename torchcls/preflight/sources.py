@@ -51,23 +51,27 @@ class _Held(NamedTuple):
 
 def _held(source: Any, *, as_they_are: bool = False) -> _Held | None:
     """What a source holds; with ``as_they_are`` only where its batches hold the same values."""
-    if _is_batches(source):
+    dataset, rows = _rows_of(source)
+    if dataset is source and source is not None:
         tensors: tuple[Any, ...] = (source.inputs, source.targets)
         is_changed = source.transform is not None
-        rows = torch.arange(len(source.inputs), device="cpu")
-    else:
-        dataset, rows = _rows_of(source)
-        if type(dataset) is not TensorDataset:
-            return None
+    elif type(dataset) is TensorDataset:
         tensors = dataset.tensors
         is_changed = source.collate_fn is not torch.utils.data.default_collate
+    else:
+        return None
     if len(tensors) != 2 or (is_changed and as_they_are):
         return None
     return _Held(*tensors, rows)
 
 
 def _rows_of(source: Any) -> tuple[Any, Tensor]:
-    """The dataset of a loader, behind all subsets, and which rows of it; None where unclear."""
+    """The dataset of a loader, behind all subsets, and which rows of it; None where unclear.
+
+    A ``Batches`` is its own.
+    """
+    if _is_batches(source):
+        return source, torch.arange(len(source.inputs), device="cpu")
     dataset, sampler, rows = _dataset(source), _sampler(source), torch.empty(0, device="cpu")
     try:
         if type(sampler) is SubsetRandomSampler:
@@ -240,14 +244,7 @@ def _places(pair: Any) -> tuple[int, ...]:
 
 
 def _same_samples(train: Any, valid: Any) -> Iterator[Finding]:
-    batches = num_batches(valid)
-    if valid is train:
-        # A stream may hold something else each time.
-        is_stored = isinstance(train, (list, tuple)) or _is_batches(train) or _takes_all(train)
-        if is_stored and batches is not None and batches > 1:
-            yield _valid_is_train("The validation batches are the training batches")
-        return
-    if isinstance(train, list) and isinstance(valid, list):
+    if isinstance(train, (list, tuple)) and isinstance(valid, (list, tuple)):
         tensors = {id(batch[0]) for batch in train if _is_pair(batch)}
         if len(valid) > 1 and all(_is_pair(batch) and id(batch[0]) in tensors for batch in valid):
             yield _valid_is_train(f"All {len(valid)} validation batches are training batches")
@@ -256,10 +253,10 @@ def _same_samples(train: Any, valid: Any) -> Iterator[Finding]:
     is_same = ours is not None and ours is theirs
     shared = int(torch.isin(asked, rows).sum()) if is_same else 0
     is_one_batch = num_batches(train) == 1  # to overfit one is a test of its own
-    if shared and not is_one_batch:
+    if shared:
         code = "valid-is-train" if shared >= len(asked) / 2 else "valid-overlaps"
-        which = f"{shared} of {len(asked)} validation samples"
-        yield _valid_is_train(f"{which} are training samples of the same dataset", code)
+        what = f"{shared} of {len(asked)} validation samples are training samples of one dataset"
+        yield from () if is_one_batch else [_valid_is_train(what, code)]
         return
     held, other = _held(train), _held(valid)
     if held is not None and other is not None:
@@ -383,20 +380,20 @@ def one_input(inputs: Any, targets: Any) -> Iterator[Finding]:
         yield warning("one-input", f"{seen} Look at how the inputs are read and collated.")
 
 
-def repeated_batches(train: Any, first: Any, second: Any) -> Iterator[Finding]:
+def repeated_batches(first: Any, second: Any) -> Iterator[Finding]:
     """Whether the first two batches of a stream, which come from two workers, are the same."""
     parts = [*zip(leaves_of(first), leaves_of(second), strict=False)]
     are_tensors = all(isinstance(leaf, Tensor) and is_readable(leaf) for p in parts for leaf in p)
-    if _workers(train) > 1 and are_tensors and all(torch.equal(*pair) for pair in parts):
+    if are_tensors and all(torch.equal(*pair) for pair in parts):
         yield warning("repeated-batches", f"The first two batches are the same. {_SHARE}")
 
 
 def more_batches(train: Any, given: int) -> Iterator[Finding]:
     """Whether an epoch had more batches than its source promises."""
-    promised, workers = num_batches(train), _workers(train)
-    if promised is not None and given >= promised + workers:  # the last of each may be a small one
+    promised, readers = num_batches(train), workers(train)
+    if promised is not None and given >= promised + readers:  # the last of each may be a small one
         seen = f"An epoch had {given} training batches where their len() is {promised}."
-        fix = _SHARE if workers > 1 else "Mend it: schedules are planned by it."
+        fix = _SHARE if readers > 1 else "Mend it: schedules are planned by it."
         yield warning("repeated-batches", f"{seen} {fix}")
 
 
@@ -407,7 +404,7 @@ _SHARE = (
 )
 
 
-def _workers(train: Any) -> int:
+def workers(train: Any) -> int:
     """How many processes read a stream, each of them all of it unless it shares itself out."""
     return max(1, train.num_workers) if isinstance(_dataset(train), IterableDataset) else 1
 

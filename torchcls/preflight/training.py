@@ -62,11 +62,8 @@ def untrained(model: nn.Module, optimizer: Optimizer) -> set[int]:
 
 def batch_statistics(model: nn.Module) -> Iterator[Finding]:
     """Whether statistics are taken over the samples that go through at a time."""
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.training
-    ]
+    modules = model.named_modules()
+    names = [name for name, m in modules if isinstance(m, _BatchNorm) and m.training]
     if names:
         seen = f"BatchNorm ({_some(names)}) takes its statistics over each piece of micro_batch"
         fix = "Freeze it with .eval(), use GroupNorm, or leave micro_batch at None."
