@@ -65,7 +65,7 @@ def pair(outputs, targets):
         {"precision": "bfloat16"},
         {"check": "off"},
     ],
-    ids=str,
+    ids=["plain", "pieces", "metrics", "matrix", "schedule", "bfloat16", "unchecked"],
 )
 def test_a_run_does_not_depend_on_them(options):
     expected, (model, train, valid) = fitted(*parts(), **options), parts()

@@ -63,7 +63,7 @@ EVERYWHERE = {"version", "warn"}  # nine lines and one number
 # and metrics is longer than 500.
 BUDGETS = {
     "preflight": 2700,
-    "survival": 1100,
+    "survival": 1110,
     "speed": 600,
     "data": 1400,
     "looking": 600,
