@@ -217,3 +217,31 @@ def test_running_statistics_that_never_move_are_doubted():
     fitted(trained)
     trained[1].momentum = 0.0  # frozen as they are
     assert said(trained)[0] == []
+
+
+class Masters(SGD):
+    """Steps on float32 copies of the weights."""
+
+    def __init__(self, parameters, lr):
+        self.live = list(parameters)
+        super().__init__([p.detach().clone().requires_grad_() for p in self.live], lr)
+
+    def zero_grad(self, set_to_none=True):
+        for parameter in self.live:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for parameter, copied in zip(self.live, self.param_groups[0]["params"], strict=True):
+            copied.grad = parameter.grad
+        super().step()
+        for parameter, copied in zip(self.live, self.param_groups[0]["params"], strict=True):
+            parameter.copy_(copied)
+
+
+def test_an_optimizer_that_steps_on_copies_of_the_weights_is_left_alone():
+    model = network()
+    before = model[0].weight.detach().clone()
+    history = fitted(model, optimizer=Masters(model.parameters(), 0.1))
+    assert {finding.severity for finding in history.findings} == {"note"}
+    assert not torch.equal(before, model[0].weight)

@@ -95,13 +95,15 @@ def held_findings(
     foreign = [p for p in held if id(p) not in of_model and id(p) not in used]
     which = f"{len(missing)} of {len(trainable)} trainable parameters ({_some(missing)})"
     seen = f"The optimizer does not hold {which}"
+    # One with a zero_grad of its own may step on copies of the weights, in another precision, say.
+    say = error if type(optimizer).zero_grad is Optimizer.zero_grad else note
     if missing and held and len(foreign) == len(held):
         seen = "The optimizer must hold parameters of the model, got one that holds none of them."
         fix = "Build it from model.parameters() after the last change of the model."
-        yield error("optimizer-of-another-model", f"{seen} {fix}")
+        yield say("optimizer-of-another-model", f"{seen} {fix}")
     elif missing and foreign:
         seen += f", but {len(foreign)} that the model does not have (any more)."
-        yield error("optimizer-misses", f"{seen} Make it after the last change of the model.")
+        yield say("optimizer-misses", f"{seen} Make it after the last change of the model.")
     elif any(id(parameters[name]) in used & frozen for name in missing):
         fix = "Make it anew after unfreezing, or add them: optimizer.add_param_group."
         yield warning("optimizer-part", f"{seen}, which were frozen when it stepped last. {fix}")
