@@ -64,8 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # an OSError too, but no bad input
         raise
     except (OSError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
-        # What --out names is the argument checkpoint of a run.
+        # What --out names is the argument checkpoint of a run, whose other advice is in Python.
         message = re.sub("^checkpoint must", "--out must", told(error))
+        options_again = "Give the options that the run was begun with, or choose another --out."
+        message = re.sub("Give it as it was, or .*", options_again, message)
         parser.exit(2, f"torchcls: error: {message}\n")
 
 

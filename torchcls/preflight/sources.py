@@ -268,7 +268,7 @@ def _is_pair(batch: Any) -> bool:
 
 
 def _valid_is_train(what: str, code: str = "valid-is-train") -> Finding:
-    fix = "Split the data first, as random_split does."
+    fix = "Split the data first, so that no sample is in both."
     return warning(code, f"{what}: that says nothing about new data. {fix}")
 
 
