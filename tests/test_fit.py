@@ -634,7 +634,7 @@ def test_a_batch_that_is_no_pair_is_named():
     x, y = data()
     with pytest.raises(TypeError, match=r"train must hold pairs .*got 3 parts"):
         quiet(network(), [(x, y, y)], epochs=1)
-    valid = [{"x": x, "label": y}]
+    valid = DataLoader([{"x": x[0], "label": y[0]}], batch_size=1)
     with pytest.raises(tc.ContractError, match=r"TypeError: valid must hold pairs .*got a dict"):
         quiet(network(), cut(x, y), valid, epochs=1)
     with pytest.raises(TypeError, match=r"valid must hold pairs .*got a dict"):

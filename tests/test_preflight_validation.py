@@ -16,6 +16,7 @@ X = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(24) % 3
 TRAIN = [(X[:12], Y[:12]), (X[12:], Y[12:])]
 VALID = [(X[:7], Y[:7]), (X[7:], Y[7:])]
+THREE = DataLoader(TensorDataset(X, Y, Y), 6)
 CE = nn.CrossEntropyLoss()
 
 
@@ -77,7 +78,7 @@ FAILING = {
     "a function": ({"metrics": {"acc": lambda o, t: tc.accuracy(o[:, :2], t)}}, r"in \[0, 1\]"),
     "a function of one argument": ({"metrics": {"m": lambda outputs: 0.5}}, "positional argument"),
     "a metric of ours": ({"metrics": [partial(tc.top_k_accuracy, k=9)]}, "k must be in"),
-    "three parts": ({"valid": [(X, Y, Y)]}, "TypeError: valid must hold pairs .* 3 parts"),
+    "three parts": ({"valid": THREE}, "TypeError: valid must hold pairs .* 3 parts"),
     "other features": ({"valid": [(X[:, :3], Y)]}, "Linear"),
     "targets of another form": ({"valid": [(X, F.one_hot(Y))]}, "[tT]arget"),
     "classes that are not there": ({"valid": [(X, Y + 1)]}, "from 1 to 3"),
@@ -115,7 +116,7 @@ def test_the_sources_of_every_day_are_looked_at(valid):
 
 
 def test_what_to_do_about_it_is_a_choice():
-    options = {"valid": [(X, Y, Y)]}
+    options = {"valid": THREE}
     assert run(**options, check="off")[0] == 2
     steps, failure = run(**options, ignore=["valid-fails"])
     assert (steps, type(failure)) == (2, TypeError)

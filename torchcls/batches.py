@@ -355,7 +355,7 @@ def _check_no_sample(batches: Any, first: Any, name: str) -> None:
         return
     inputs, target = first
     is_one = getattr(target, "ndim", None) == 0 or isinstance(target, (int, float))
-    if isinstance(batches, TensorDataset):  # whose rows may have axes of their own
+    if isinstance(batches, TensorDataset) and target is not None:  # rows may have axes of their own
         is_one = is_one or inputs.shape[:1] != target.shape[:1]
     gives_samples = isinstance(batches, (Dataset, list, tuple))
     if isinstance(batches, DataLoader):
