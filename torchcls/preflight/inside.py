@@ -13,14 +13,13 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from torchcls.averaging import averaging_of, check_denominator, is_fraction
-from torchcls.batches import split
 from torchcls.heads import LOSSES, KnownLoss, named
 from torchcls.preflight import contract
 from torchcls.preflight.findings import Finding, error, warning
 from torchcls.preflight.graph import leaves
-from torchcls.preflight.reading import drawing_nothing, is_readable, leaves_of, untouched
+from torchcls.preflight.reading import drawing_nothing, is_readable, leaves_of
 from torchcls.preflight.training import held_by
-from torchcls.step import Forward, Loss
+from torchcls.step import Loss
 
 
 class Called(TorchFunctionMode):
@@ -122,21 +121,19 @@ def unheld_findings(
         yield warning("unheld-parameters", f"{seen} {where} {fix} {rest}")
 
 
-def evaluation_findings(model: nn.Module, call: Forward, inputs: Any) -> Iterator[Finding]:
-    """Whether a model, as it is called in evaluation mode, goes on as in training."""
+def still_training(model: nn.Module) -> set[str]:
+    """The kinds of layers that work in another way in training, and are in that mode now."""
     kinds = (_BatchNorm, _DropoutNd)
-    training = {type(m).__name__ for m in model.modules() if m.training and isinstance(m, kinds)}
+    return {type(m).__name__ for m in model.modules() if m.training and isinstance(m, kinds)}
+
+
+def evaluation_findings(training: set[str], drops: set[str]) -> Iterator[Finding]:
+    """Whether a model went on as in training when it was evaluated."""
     if training:
         seen = f"After model.eval() there is {' and '.join(sorted(training))} in training mode."
         fix = "A train() of your own must hand its mode on: super().train(mode)."
         yield warning("trains-in-evaluation", f"{seen} {fix}")
-        return
-    try:
-        with untouched(model), Called() as called:
-            call(split(inputs, 2)[0])
-    except Exception:  # a model that takes no part of a batch
-        return
-    if called.drops:
-        seen = f"The model drops out in evaluation, too: {', '.join(sorted(called.drops))}."
+    elif drops:
+        seen = f"The model drops out in evaluation, too: {', '.join(sorted(drops))}."
         fix = "Use nn.Dropout, or give it training=self.training (no dropout_p in evaluation)."
         yield warning("trains-in-evaluation", f"{seen} {fix}")

@@ -63,7 +63,6 @@ class Preflight:
         self._epoch = self._number = -1
         self._has_seen_step, self._has_seen_valid = False, valid is None
         self._first_batch: Any = None  # of several workers, until the second was seen
-        self._has_evaluated = False
         self._called: inside.Called | None = None  # what the loss calls, until that was looked at
         self._norms: dict[Tensor, Tensor] = {}  # of the parameters, as the first epoch begins
         self._first_inputs: Any = None  # some of the first batch, until validation was seen
@@ -210,7 +209,13 @@ class Preflight:
         batch. Either comes after that was trained on: some models can be evaluated only then.
         """
         seen: list[Pair] = []
-        spy = SimpleNamespace(reset=seen.clear, update=lambda *p: seen.append(p), compute=bool)
+        modes: set[str] = set()
+
+        def see(outputs: Any, targets: Any) -> None:
+            seen.append((outputs, targets))
+            modes.update(inside.still_training(self._model))
+
+        spy = SimpleNamespace(reset=seen.clear, update=see, compute=bool)
         copies = scores.copies_of(named_metrics(self._metrics))
         is_early = sources.may_start_early(self._valid)
         batches = self._valid if is_early else [(taken.inputs, taken.targets)]
@@ -233,11 +238,12 @@ class Preflight:
                         generator.set_state(state)
             return None
 
-        raised = raised_by(1, {"": spy, **(copies if is_early else {})})
-        found: list[Finding] = []
+        with inside.Called() as called:
+            raised = raised_by(1, {"": spy, **(copies if is_early else {})})
+        found = list(inside.evaluation_findings(modes, called.drops))
         for outputs, targets in seen:
             targets = targets if is_early else self._as_valid_may_have(targets, outputs)
-            found = scores.findings_of(
+            found += scores.findings_of(
                 copies, outputs, targets, self._loss_fn, is_asked=is_early, shown=taken.outputs
             )
         if is_early and raised and not any(finding.severity == "error" for finding in found):
@@ -303,10 +309,6 @@ class Preflight:
             self._has_seen_valid = True
             self._settle(sources.scale_findings(self._first_inputs, batch[0]))
             self._first_inputs = None
-        if not self._has_evaluated and self._check != "off":
-            self._has_evaluated = True
-            if not is_compiled(self._model):
-                self._settle(inside.evaluation_findings(self._model, self._call, batch[0]))
         if not math.isfinite(loss) and "non-finite-valid-loss" in self._watched:
             where = f"validation batch {number} of epoch {self._epoch} (both counted from 0)"
             kept = "The weights are those after this epoch."
