@@ -1086,3 +1086,33 @@ def test_predicted_ids_must_not_be_negative(bad: int) -> None:
         confusion_matrix(torch.tensor([bad, 0]), torch.tensor([0, 1]))
     with raises(ValueError, f"targets must be class ids in [0, 0] or ignore_index=7, got {bad} at"):
         confusion_matrix(torch.tensor([bad]), torch.tensor([bad]), ignore_index=7)
+
+
+# --- transforms -----------------------------------------------------------------------------
+
+OF_SIX = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+SIX_IDS = (
+    OF_SIX.argmax(1)
+    .where(torch.arange(6) > 1, (OF_SIX.argmin(1)))
+    .index_fill(0, torch.tensor(4), -100)
+)
+
+
+@pytest.mark.parametrize(
+    ("metric", "targets"),
+    [
+        (accuracy, SIX_IDS),
+        (error_rate, SIX_IDS),
+        (partial(top_k_accuracy, k=2), SIX_IDS),
+        (multilabel_accuracy, (OF_SIX > 0.2).float()),
+        (partial(threshold_accuracy, from_logits=True), (OF_SIX > 0.2).float()),
+    ],
+    ids=["accuracy", "error_rate", "top_k", "multilabel", "threshold"],
+)
+def test_a_metric_is_one_graph_to_compile_and_takes_vmap(metric, targets):
+    expected = metric(OF_SIX, targets)
+    assert 0 < expected < 1
+    compiled = torch.compile(lambda o, t: metric(o, t), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(OF_SIX, targets), expected)
+    pairs = torch.stack([OF_SIX, OF_SIX]), torch.stack([targets, targets])
+    torch.testing.assert_close(torch.func.vmap(metric)(*pairs), expected.expand(2))

@@ -298,7 +298,8 @@ def _binary_entropy(p: Tensor, t: Tensor) -> Tensor:
 
     Differentiating the bounded logarithms would give a slope of 0 at p = 0 and t = 1, where the
     model is as wrong as can be. torch bounds the denominators of the true slopes instead. Near an
-    end, first and second slope are therefore stated: those of a Taylor expansion around p itself.
+    end, first and second slope are therefore stated, and none after them: those of a Taylor
+    expansion around p itself.
     """
 
     def bounded(p: Tensor) -> Tensor:

@@ -216,6 +216,7 @@ class _EachEpoch(Schedule):
         if not isinstance(scheduler, LRScheduler):
             raise TypeError(f"scheduler must be an instance of torch's, got {scheduler!r}.")
         self.scheduler = scheduler
+        self.kind = type(self).__name__.strip("_")  # to be compared when a run is resumed
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self.scheduler.state_dict()

@@ -57,9 +57,7 @@ def described(choices: Any, *, groups: int | None = None) -> dict[str, Any]:
         "the optimizer": _plain_ones(vars(optimizer))
         | {name: v[0] if v.count(v[0]) == len(v) else str(v) for name, v in of_each.items()},
     }
-    if schedule is not given:
-        pace = {"kind": type(given).__name__.strip("_"), **vars(given)}
-        options["the pace of the schedule"] = _plain_ones(pace)
+    options["the pace of the schedule"] = {} if given is schedule else _plain_ones(vars(given))
     if isinstance(schedule, LRScheduler):
         parts = [schedule, *getattr(schedule, "_schedulers", ())]
         options |= {f"schedule {i}": _plain_ones(vars(part)) for i, part in enumerate(parts)}
