@@ -1057,7 +1057,7 @@ FILE_CASES = [
         OK,
         "-",
         rgba_among_grey,
-        ("2.png", "4 channels", "1 channel", "convert("),
+        ("2.png", "4 channels", "1 channel", "Store all images as RGBA"),
     ),
     FileCase(
         "D13",

@@ -276,7 +276,7 @@ def check_source(batches: Any, name: str) -> None:
     if num_batches(batches) == 0:
         raise ValueError(_no_batch(batches, name))
     # Validation comes after a whole epoch: what can be seen without drawing is seen now.
-    if isinstance(batches, (list, tuple)):
+    if type(batches) in (list, tuple):
         for batch in batches:
             as_pair(batch, name)
     if isinstance(batches, (list, tuple, TensorDataset)):

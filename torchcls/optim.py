@@ -192,6 +192,8 @@ class _ByProgress(Schedule):
         done = self._epoch * self._steps + min(self._taken, self._steps - 1)
         paced = self._schedule(done / (self._epochs * self._steps))
         scale, momentum = paced if isinstance(paced, tuple) else (paced, None)
+        if not scale >= 0:
+            raise ValueError(f"schedule must give a scale of the lr of at least 0, got {scale!r}.")
         for group, own in zip(self._optimizer.param_groups, self._own, strict=True):
             group["lr"] = own["lr"] * scale
             if momentum is not None and "betas" in own:

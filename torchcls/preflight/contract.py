@@ -46,19 +46,18 @@ def _form(inputs: Any, targets: Any, outputs: Any, loss: KnownLoss) -> Iterator[
 
 
 def _how_to_pick(outputs: Any) -> str:
+    fix = " Return one of them, or pick it: forward=lambda model, inputs: "
     kind = next((kind for kind in (tuple, list, dict) if isinstance(outputs, kind)), None)
     if kind in (tuple, list) and outputs and isinstance(outputs[0], Tensor):
-        one = "outputs[0]"
+        one = "out[0]"
     elif kind is dict and outputs:
-        one = f"outputs[{'logits' if 'logits' in outputs else next(iter(outputs))!r}]"
+        one = f"out[{'logits' if 'logits' in outputs else next(iter(outputs))!r}]"
     elif isinstance(getattr(outputs, "logits", None), Tensor):
-        one = "getattr(outputs, 'logits', outputs)"
+        return f"{fix}getattr(out := model(inputs), 'logits', out)."
     else:
         return ""
-    if kind is not None:  # some models give several outputs in training and one in evaluation
-        one += f" if isinstance(outputs, {kind.__name__}) else outputs"
-    loss = f"loss_fn=lambda outputs, targets: criterion({one}, targets)"
-    return f" Return one of them, or pick it in the loss, with yours as criterion: {loss}."
+    # Some models give several outputs in training and one in evaluation.
+    return f"{fix}{one} if isinstance(out := model(inputs), {kind.__name__}) else out."
 
 
 def _how_to_number(targets: Any, loss: KnownLoss) -> str:

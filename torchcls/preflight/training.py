@@ -24,11 +24,6 @@ def findings_of(
         if isinstance(module, _BatchNorm) and module.momentum == module.num_batches_tracked == 0:
             seen = f"{type(module).__name__} {name!r} has momentum 0, so evaluation takes a mean of"
             yield warning("batch-statistics", f"{seen} 0 and a variance of 1. The default is 0.1.")
-    # A loss of one's own may have parameters that nobody sees, in a closure, say: its first step
-    # tells which are used.
-    is_known = heads.named(loss_fn) is not None
-    if is_known:
-        yield from _frozen(model)
     if optimizer is None:
         return
     own = loss_fn.parameters() if isinstance(loss_fn, nn.Module) else ()
