@@ -138,7 +138,7 @@ def assert_rows_agree(history, name):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-@pytest.mark.parametrize("epochs", [3, pytest.param(10, marks=pytest.mark.system)])
+@pytest.mark.parametrize("epochs", [2, pytest.param(10, marks=pytest.mark.system)])
 def test_the_rows_of_the_experiment_equal_fastais(name, epochs):
     same_training = {"sigmoid_argmax_misuse": "sigmoid_custom_metrics"}
     history = run_once(same_training.get(name, name), epochs)

@@ -158,12 +158,14 @@ def begin(
         train,
         tc.Batches(*data(40, seed=1), batch_size=20),
         **{
-            "loss_fn": Stop(at, error),
+            # One call comes first: validation is looked at before the first step.
+            "loss_fn": Stop(None if at is None else 1 + at, error),
             "epochs": EPOCHS,
             "metrics": [tc.accuracy],
             "optimizer": optimizer,
             "schedule": schedule,
             "micro_batch": 6,
+            "ignore": ["batch-statistics"],
             "checkpoint": folder,
             "resume": resume,
             "progress": False,

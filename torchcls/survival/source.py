@@ -175,11 +175,16 @@ def _why_never(batches: Any) -> str | None:
 
 
 def _states(device: torch.device, loaders: Iterable[Any]) -> dict[str, Any]:
-    """Where the global generators stand, the device's, and those of loaders and samplers."""
+    """Where the global generators stand, the device's, and those of loaders and samplers.
+
+    Words of numpy and Python as tensors: as numbers they took most of the time of a save.
+    """
+    kind, key, *rest = np.random.get_state()
+    version, words, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(),
-        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.array(key, np.int64)), *rest),
+        "python": (version, torch.from_numpy(np.array(words, np.int64)), gauss),
         "device": random_state(device),
         "own": [generator.get_state() for generator in _generators(loaders)],
     }
@@ -187,8 +192,10 @@ def _states(device: torch.device, loaders: Iterable[Any]) -> dict[str, Any]:
 
 def _set_states(states: dict[str, Any], device: torch.device, loaders: Iterable[Any]) -> None:
     torch.set_rng_state(states["torch"])
-    np.random.set_state(states["numpy"])
-    random.setstate(states["python"])
+    kind, key, *rest = states["numpy"]
+    np.random.set_state((kind, np.asarray(key), *rest))
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(np.asarray(words).tolist()), gauss))
     set_random_state(states["device"], device)
     for generator, state in zip(_generators(loaders), states["own"], strict=False):
         generator.set_state(state)
