@@ -336,7 +336,8 @@ def test_fit_leaves_batches_whole_for_a_loss_of_ones_own():
         tc.Batches(*data(dtype=torch.float64), batch_size=110), own, "auto", epochs=1
     )
     assert history.micro_batch is None
-    assert seen == [110, 10, 110, 10]  # training, then validation
+    # The first step, the look at validation in it, the second step, validation.
+    assert seen == [110, 110, 10, 110, 10]
 
 
 @pytest.mark.usefixtures("small_cache")
