@@ -149,3 +149,25 @@ def test_an_object_cannot_be_kept(tmp_path):
 def test_names_that_collide(options, words):
     with pytest.raises(ValueError, match=words):
         run(model(), batches(), valid(), **options)
+
+
+class Narrow:
+    """An object made for another number of classes."""
+
+    def reset(self):
+        pass
+
+    def update(self, outputs, targets):
+        raise ValueError("expected 2 columns")
+
+    def compute(self):
+        return 0.0
+
+
+@pytest.mark.parametrize("metric", [tc.threshold_accuracy, Narrow()])
+def test_what_cannot_score_stops_the_run_before_the_weights_move(metric):
+    net = nn.Linear(4, 3)
+    before = net.weight.clone()
+    with pytest.raises(tc.ContractError, match=r"\[metric-(refuses|threshold)\]"):
+        run(net, batches(), train_metrics={"m": metric})
+    assert torch.equal(net.weight, before)

@@ -248,6 +248,7 @@ def _assembled(chosen: Any) -> Run:
         scales_loss=chosen.precision == "float16",
         doubts=doubts_about(schedule, **length),
         forward=chosen.forward,
+        train_metrics=chosen.train_metrics,
     )
     survival = None if chosen.checkpoint is None else Survival(chosen)
     # Everything is checked: from here on something changes.

@@ -50,7 +50,9 @@ class Preflight:
         scales_loss: bool,
         doubts: Iterable[str] = (),
         forward: ForwardOf = None,
+        train_metrics: Metrics = (),
     ) -> None:
+        self._train_metrics = train_metrics
         self._forward, self._call = forward, forward_of(model, forward)
         self._model, self._loss_fn, self._metrics = model, loss_fn, metrics
         self._optimizer, self._train, self._valid = optimizer, train, valid
@@ -173,6 +175,8 @@ class Preflight:
             found += inside.loss_findings(called, loss_fn, outputs, targets)
         if samples_of((inputs, targets)) < samples_of(taken.batch):
             found += training.batch_statistics(model)
+        of_train = scores.copies_of(named_metrics(self._train_metrics))
+        found += scores.findings_of(of_train, outputs, targets, loss_fn)
         for source in (self._train, self._valid):
             stored = sources.targets_of(source)
             if stored is not None:
