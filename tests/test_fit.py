@@ -975,6 +975,15 @@ def test_inference_mode_is_refused_by_name(entry):
         calls[entry]()
 
 
+@pytest.mark.parametrize("entry", [tc.fit, tc.epochs])
+def test_several_processes_are_refused_while_each_would_train_alone(entry, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="must run in one process, got WORLD_SIZE=2"):
+        entry(network(), cut(*data()), loss_fn=CE)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    tc.fit(network(), cut(*data()), loss_fn=CE, epochs=1, device="cpu", progress=False)
+
+
 def test_a_run_made_outside_of_inference_mode_is_not_gone_through_in_it():
     run = tc.epochs(network(), cut(*data()), loss_fn=CE, epochs=1, device="cpu", progress=False)
     with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):

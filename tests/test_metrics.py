@@ -849,6 +849,10 @@ def test_outputs_and_targets_must_be_tensors(name: str) -> None:
         METRICS[name](ROWS.tolist(), targets)
     with raises(TypeError, "targets must be a tensor, got ndarray. Use torch.as_tensor(targets)."):
         METRICS[name](ROWS, targets.numpy())
+    with raises(TypeError, "Pass the one that is to be scored, such as outputs['logits']."):
+        METRICS[name]({"logits": ROWS}, targets)
+    with raises(TypeError, "Pass the one that is to be scored, such as outputs[0]."):
+        METRICS[name]((ROWS, ROWS), targets)
 
 
 @pytest.mark.parametrize("name", sorted(FRACTIONS))

@@ -319,6 +319,7 @@ def _assembled(chosen: Any) -> Run:
 def _check(chosen: Any) -> None:
     """Check everything that can be checked before anything is made."""
     check_can_train()
+    _check_alone()
     model, optimizer, lr, clip_norm = chosen.model, chosen.optimizer, chosen.lr, chosen.clip_norm
     has_valid = chosen.valid is not None
     if not isinstance(model, nn.Module):
@@ -354,6 +355,17 @@ def _check(chosen: Any) -> None:
             raise ValueError(f"clip_norm must be a number above 0 or None, got {clip_norm!r}.")
     averaging_of(chosen.loss_fn)
     forward_of(model, chosen.forward)
+
+
+def _check_alone() -> None:
+    """Refuse to train the same model once in each of several processes."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes.isdecimal() and int(processes) > 1:
+        raise RuntimeError(
+            f"fit and epochs must run in one process, got WORLD_SIZE={processes} from a launcher: "
+            "each process would train a model of its own. Start one process, or use tc.backward in "
+            "a loop that shares the work."
+        )
 
 
 def _columns(chosen: Any) -> dict[str, str | None]:

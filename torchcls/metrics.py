@@ -381,9 +381,11 @@ def _on_the_right_side(
 def _check_tensors(outputs: Tensor, targets: Tensor, *, scores: bool = False) -> None:
     for name, value in (("outputs", outputs), ("targets", targets)):
         if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{name} must be a tensor, got {type(value).__name__}. Use torch.as_tensor({name})."
-            )
+            fix = f"Use torch.as_tensor({name})."
+            if isinstance(value, (dict, tuple)):
+                key = repr(next(iter(value), 0)) if isinstance(value, dict) else "0"
+                fix = f"Pass the one that is to be scored, such as {name}[{key}]."
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}. {fix}")
     if scores and not outputs.is_floating_point():
         raise TypeError(
             f"outputs must be floating point scores, got {outputs.dtype}. "
