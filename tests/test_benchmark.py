@@ -281,6 +281,7 @@ def test_a_child_that_hangs_ends(benchmark, monkeypatch):
 # --- smoke ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.system
 def test_it_runs_in_smoke_mode(benchmark, load, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     assert "python scripts/benchmark.py" in benchmark.__doc__
@@ -306,6 +307,7 @@ def test_it_runs_in_smoke_mode(benchmark, load, tmp_path, capsys, monkeypatch):
     assert saved["seed"] == 0
 
 
+@pytest.mark.system
 def test_a_child_measures_in_a_process_of_its_own(benchmark):
     (spec,) = benchmark.specs_of("imports", benchmark.parse_options(["imports", "--smoke"]))
     found = benchmark.in_a_process(spec)

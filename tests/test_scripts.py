@@ -91,6 +91,7 @@ def test_it_runs_in_smoke_mode(load, capsys, name):
     assert "FAILED" not in printed
 
 
+@pytest.mark.system
 def test_it_runs_from_a_shell():
     command = [sys.executable, str(SCRIPTS / "softmax_by_hand.py")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPTS.parent, timeout=120)

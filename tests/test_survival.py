@@ -216,19 +216,26 @@ MOMENTS = (1, 2, 10, 22, 24, 25, 26, 40, 60)
 MIDDLE = 40  # after three batches of epoch 1
 
 
+def more(*moments):
+    return pytest.param(moments, marks=pytest.mark.system)
+
+
+@pytest.mark.parametrize("moments", [(24, MIDDLE), more(*MOMENTS)], ids=["two", "all"])
 @pytest.mark.parametrize("source", SOURCES)
-def test_stopped_anywhere_it_ends_with_the_bits_of_the_run_that_never_was(tmp_path, source):
+def test_stopped_anywhere_it_ends_with_the_bits_of_the_run_that_never_was(
+    tmp_path, source, moments
+):
     expected = reference(source)
-    moments = MOMENTS if source in ("Batches", "samples that draw") else (10, 24, MIDDLE)
     for at in moments:
         assert_same(stop_and_resume(tmp_path / f"{at}", source, at), expected)
 
 
+@pytest.mark.parametrize("moments", [(10, MIDDLE), more(24)], ids=["two", "another"])
 @pytest.mark.parametrize("source", SOURCES)
-def test_it_goes_on_from_the_last_saved_step(tmp_path, source):
+def test_it_goes_on_from_the_last_saved_step(tmp_path, source, moments):
     expected = reference(source)
     # A sampler that draws between the steps gives others when the steps are passed over.
-    for at in (10, 24, MIDDLE):
+    for at in moments:
         is_said = "lazy" in source and at != 24  # after the last step there is nothing to repeat
         said = pytest.warns(UserWarning, match="from the start of epoch")
         with said if is_said else contextlib.nullcontext():
