@@ -107,7 +107,16 @@ def test_metrics_that_are_none_say_so(model, metrics, error, words):
 
 def test_a_function_on_the_whole_split_must_get_tensors():
     with pytest.raises(TypeError, match=r"'<lambda>' must get tensors.*update, compute"):
-        tc.evaluate(nn.Identity(), [((X, X), Y)], metrics=[lambda outputs, targets: 0])
+        tc.evaluate(nn.Identity(), [((X, "x"), Y)], metrics=[lambda outputs, targets: 0])
+
+
+def test_a_function_on_the_whole_split_gets_any_structure_of_tensors():
+    def shapes(outputs, targets):
+        (first, second), third = outputs["exits"], outputs["ids"]
+        return [len(part) for part in (first, second, third, targets)]
+
+    batches = [({"exits": (x, 2 * x), "ids": y}, y) for x, y in BATCHES]
+    assert tc.evaluate(nn.Identity(), batches, metrics=[shapes]).metrics == {"shapes": [37] * 4}
 
 
 def test_numbers_in_what_a_metric_gives_are_floats(model):

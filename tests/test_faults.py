@@ -379,7 +379,7 @@ class ByName(nn.Module):
             [data(seed=1)],
             {
                 "loss_fn": lambda o, t: F.cross_entropy(o["logits"], t),
-                "metrics": {"m": lambda o, t: tc.accuracy(o["logits"], t)},
+                "metrics": [tc.accuracy],
             },
         ),
         (mlp(), [data(seed=1)], {"metrics": {1: tc.accuracy}}),
@@ -391,6 +391,22 @@ def test_what_would_fail_in_validation_fails_before_the_first_epoch(model, valid
     optimizer, steps = counted_steps(model)
     assert "Error" in said(model, cut(*data()), valid, optimizer=optimizer, **options)
     assert not steps
+
+
+def test_a_metric_of_ones_own_takes_outputs_of_any_structure():
+    def loss_fn(outputs, targets):
+        return F.cross_entropy(outputs["logits"], targets)
+
+    def hits(outputs, targets):
+        return tc.accuracy(outputs["logits"], targets)
+
+    valid = cut(*data(50, seed=1))
+    model = ByName()
+    found = tc.evaluate(model, valid, metrics=[hits], loss_fn=loss_fn).metrics["hits"]
+    expected = tc.evaluate(model.body, valid, metrics=[tc.accuracy]).metrics["accuracy"]
+    assert found == pytest.approx(expected)
+    history = fit(model, cut(*data()), valid, loss_fn=loss_fn, metrics=[hits], train_metrics=[hits])
+    assert 0 <= history[-1]["train_hits"] <= 1
 
 
 def test_metrics_meet_what_evaluation_gives():

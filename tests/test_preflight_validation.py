@@ -83,8 +83,8 @@ FAILING = {
     "targets of another form": ({"valid": [(X, F.one_hot(Y))]}, "[tT]arget"),
     "classes that are not there": ({"valid": [(X, Y + 1)]}, "from 1 to 3"),
     "outputs that are no tensor": (
-        {"model": Keyed(4, 3), "loss_fn": keyed_loss, "metrics": {"m": lambda o, t: 0.5}},
-        "'<lambda>' must get tensors .* got dict",
+        {"model": Keyed(4, 3), "loss_fn": keyed_loss, "metrics": [tc.accuracy]},
+        "outputs must be a tensor, got dict. Pass the one .*outputs..logits",
     ),
 }
 

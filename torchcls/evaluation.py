@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchcls.averaging import Mean, averaging_of, check_denominator, is_fraction, wide
-from torchcls.batches import Pair, device_of, mapped, pairs, samples_of, to_device
+from torchcls.batches import Pair, device_of, joined, mapped, pairs, samples_of, to_device
 from torchcls.device import random_state, set_random_state
 from torchcls.metrics import (
     accuracy,
@@ -243,8 +243,8 @@ class Scores:
             elif name in self._kept:
                 law = f"the metric {_name(metric)!r} must get tensors to be called on a whole split"
                 remedy = "Use an object with update, compute and reset."
-                pair = kept_tensor(outputs, law, remedy), kept_tensor(targets, law, remedy)
-                self._kept[name].append(pair)
+                keep = functools.partial(kept_tensor, law=law, remedy=remedy)
+                self._kept[name].append((mapped(keep, outputs), mapped(keep, targets)))
             else:
                 metric.update(outputs, targets)
 
@@ -259,7 +259,7 @@ class Scores:
         if name in self._added:
             return self._added[name]
         if name in self._kept:
-            return metric(*map(torch.cat, zip(*self._kept[name], strict=True)))
+            return metric(*map(joined, zip(*self._kept[name], strict=True)))
         return metric.compute()
 
     def state_dict(self) -> dict[str, Any]:
@@ -268,7 +268,7 @@ class Scores:
             "counted": {name: mean.state_dict() for name, mean in self._counted.items()},
             "added": dict(self._added),
             "kept": {
-                name: list(map(torch.cat, zip(*pairs, strict=True)))
+                name: list(map(joined, zip(*pairs, strict=True)))
                 for name, pairs in self._kept.items()
             },
         }
