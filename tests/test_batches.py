@@ -233,6 +233,11 @@ def test_what_cannot_be_cut_is_named(batch, message):
         split(batch, 2)
 
 
+def test_a_batch_without_one_number_of_samples_is_not_cut():
+    with pytest.raises(ValueError, match="agree in their number to be cut"):
+        split(({"x": torch.zeros(5, 2), "names": words(6)}, None), 2)
+
+
 def test_numbers_and_strings_go_with_every_piece():
     inputs = {"x": torch.zeros(3, 2), "scale": 2.0, "task": "a", "mask": None, "t": tensor(7)}
     for piece, _ in split((inputs, torch.zeros(3)), 2):

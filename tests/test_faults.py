@@ -584,6 +584,58 @@ def test_what_is_certainly_wrong_is_said(name):
     assert said(model, options.pop("train"), options.pop("valid"), **options)
 
 
+def test_layers_before_a_head_of_zeros_are_moved_by_no_first_step():
+    model = mlp()
+    nn.init.zeros_(model[2].weight)
+    assert not said(model, [data()], epochs=1)
+
+
+def test_a_data_set_with_random_numbers_of_its_own_is_not_read_early():
+    class Drawn(Dataset):
+        def __init__(self):
+            self.random = np.random.default_rng(0)
+
+        def __len__(self):
+            return 60
+
+        def __getitem__(self, i):
+            return torch.from_numpy(self.random.normal(size=4)).float(), i % 3
+
+    losses = []
+    for check in ("error", "off"):
+        drawn = Drawn()
+        train, valid = Subset(drawn, range(40)), Subset(drawn, range(40, 60))
+        history = fit(mlp(), DataLoader(train, 20), DataLoader(valid, 20), check=check)
+        losses.append([(record.train_loss, record.valid_loss) for record in history])
+    assert losses[0] == losses[1]
+
+
+def test_what_a_metric_warns_of_one_batch_is_not_passed_on():
+    def needs_every_class(outputs, targets):
+        if len(targets.unique()) < 3:
+            warnings.warn("one class only", UserWarning, stacklevel=2)
+            raise ValueError("one class only")
+        return 1.0
+
+    x, y = data(seed=1)
+    valid = cut(x[y.argsort()], y.sort().values)
+    assert not said(mlp(), cut(*data()), valid, metrics=[needs_every_class])
+
+
+def test_a_scheduler_of_ones_own_may_have_attributes_of_any_kind():
+    class Own(lr_scheduler.LRScheduler):
+        def __init__(self, optimizer):
+            self.total_steps = self.milestones = None
+            super().__init__(optimizer)
+
+        def get_lr(self):
+            return [group["lr"] for group in self.optimizer.param_groups]
+
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    assert not said(model, cut(*data()), optimizer=optimizer, schedule=Own(optimizer))
+
+
 def test_layers_that_were_unfrozen_and_not_given_to_the_optimizer_are_said():
     model = mlp()
     model[0].requires_grad_(False)
@@ -699,6 +751,22 @@ def test_printing_ends_no_run():
     )
     assert found.returncode == 0, found.stderr
     assert found.stderr == ""
+
+
+def test_what_a_model_has_cached_is_no_other_model(tmp_path):
+    class Caching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.table = mlp(), None
+
+        def forward(self, x):
+            self.table = torch.arange(8.0)
+            return self.body(x)
+
+    model = Caching()
+    for epochs in (1, 2):  # in one process, as in a notebook
+        history = fit(model, cut(*data()), epochs=epochs, checkpoint=tmp_path, resume=True)
+    assert len(history) == 2
 
 
 def test_another_model_is_named_when_a_run_is_taken_up(tmp_path):

@@ -16,7 +16,9 @@ from torchcls.preflight.contract import findings_of
 from torchcls.preflight.targets import class_range, options_of
 
 N = 6
-LAYERS = {k: nn.Linear(4, k) for k in (1, 2, 3, 4)}
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    LAYERS = {k: nn.Linear(4, k) for k in (1, 2, 3, 4)}
 X = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
 IDS = torch.tensor([0, 1, 2, 0, 1, 2])
 YES = torch.tensor([0.0, 1, 0, 1, 1, 0])

@@ -184,8 +184,8 @@ class NeverEvaluates(nn.Sequential):
 @pytest.mark.parametrize(
     ("model", "seen"),
     [
-        (Drops(2, 3), "drops out in evaluation, too: dropout"),
-        (Attends(2, 3), "drops out in evaluation, too: scaled_dot_product_attention"),
+        (Drops(2, 3), "still applies dropout in evaluation: dropout"),
+        (Attends(2, 3), "still applies dropout in evaluation: scaled_dot_product_attention"),
         (NeverEvaluates(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), "BatchNorm1d in tr"),
     ],
 )

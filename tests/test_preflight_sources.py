@@ -348,4 +348,4 @@ def test_more_batches_than_len_promises_are_said_of_any_source():
 
     assert said(3) == said(2) == []
     (words,) = said(4)
-    assert "An epoch had 4 training batches where their len() is 3. Mend it" in words
+    assert "An epoch had 4 training batches where their len() is 3. Correct its __len__" in words

@@ -4,6 +4,7 @@ The denominator of a loss follows from the targets alone. So a batch may be cut 
 split into batches, and every part knows its exact share of the whole before anything is computed.
 """
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -194,6 +195,10 @@ def check_denominator(loss_fn: Callable[..., Any], outputs: Any, targets: Any) -
         is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
         return repeated(leaf.detach(), n).requires_grad_() if is_float else repeated(leaf, n)
 
+    try:
+        loss_fn = copy.deepcopy(loss_fn)  # it may keep a state
+    except Exception:  # some cannot be copied
+        return
     found: list[Any] = []
     with torch.enable_grad():
         for n in (1, 2) if isinstance(targets, Tensor) else (1,):  # not a list of samples

@@ -101,7 +101,10 @@ def split(structure: Any, size: int) -> list[Any]:
     parts = {"inputs": structure[0], "targets": structure[1]} if is_pair else {"batch": structure}
     found = [numbers for part in parts.values() if (numbers := _readings(part)) is not None]
     if not any(found):
-        return split(structure, num_samples(structure))  # raises
+        raise ValueError(
+            "a batch must hold tensors, or lists with an entry for each sample, that agree in "
+            "their number to be cut by micro_batch. Leave micro_batch at None."
+        )
     agreed = [n for n in found[-1] if all(n in numbers for numbers in found)]
     n = agreed[0] if agreed else max(max(numbers) for numbers in found if numbers)
     for name, part in parts.items() if n > size else ():

@@ -102,7 +102,7 @@ def measure(
                 outputs = precision.outputs(pieces.outputs, inputs)
                 if loss_fn is not None and averaging is not None:
                     result = loss_fn(outputs, targets)
-                    if number == 0 and is_fraction(result):
+                    if number == 0 and look is None and is_fraction(result):  # a run looks itself
                         check_denominator(loss_fn, outputs, targets)
                     loss, count = averaging.read(result, batch)
                     loss = zero_where_nothing_counts(loss, outputs, count)

@@ -363,8 +363,9 @@ def _check_alone() -> None:
     if processes.isdecimal() and int(processes) > 1:
         raise RuntimeError(
             f"fit and epochs must run in one process, got WORLD_SIZE={processes} from a launcher: "
-            "each process would train a model of its own. Start one process, or use tc.backward in "
-            "a loop that shares the work."
+            "each process would train the same model by itself. Start one process, or use "
+            "tc.backward in a loop that shares the work. Where each is to train a model of its "
+            "own, take WORLD_SIZE out of its environment."
         )
 
 

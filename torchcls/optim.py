@@ -408,7 +408,7 @@ def doubts_about(schedule: Schedule, *, epochs: int, steps: int | None) -> Itera
     left = _length(scheduler) - getattr(scheduler, "last_epoch", 0)
     # One cycle has to come to its end; others may be cut short, but not by half.
     if total and left >= total * (1.1 if isinstance(scheduler, OneCycleLR) else 2):
-        seen = f"{name} is laid out for {left} steps and takes {total} in this run, one per {each}."
+        seen = f"{name} is planned for {left} steps, but this run takes {total}, one per {each}."
         yield f"{seen} {fix}"
 
 
@@ -419,4 +419,5 @@ def _length(scheduler: LRScheduler) -> int:
         return int(scheduler._milestones[-1] if parts[1:] else 0) + _length(parts[-1])
     names = ("T_max", "T_0", "total_iters", "total_steps", "total_size", "step_size")
     said = [getattr(scheduler, name, 0) for name in names]
-    return int(max(*said, *getattr(scheduler, "milestones", ()), *map(_length, parts)))
+    said += getattr(scheduler, "milestones", None) or ()
+    return max(*(int(n) for n in said if isinstance(n, (int, float))), 0, *map(_length, parts))

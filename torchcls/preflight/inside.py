@@ -1,6 +1,5 @@
 """What happens inside functions of the user's own: which of torch's they call, and with what."""
 
-import copy
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -71,10 +70,10 @@ def loss_findings(called: Called, loss_fn: Loss, outputs: Any, targets: Any) -> 
     if is_fraction(called.result):
         try:
             with drawing_nothing():
-                check_denominator(copy.deepcopy(loss_fn), outputs, targets)  # it may keep a state
+                check_denominator(loss_fn, outputs, targets)
         except ValueError as refusal:
             yield error("loss-fails", str(refusal))
-        except (TypeError, RuntimeError):  # some cannot be copied
+        except (TypeError, RuntimeError):  # the step itself has taken it
             return
 
 
@@ -134,6 +133,7 @@ def evaluation_findings(training: set[str], drops: set[str]) -> Iterator[Finding
         fix = "A train() of your own must hand its mode on: super().train(mode)."
         yield warning("trains-in-evaluation", f"{seen} {fix}")
     elif drops:
-        seen = f"The model drops out in evaluation, too: {', '.join(sorted(drops))}."
+        seen = f"The model still applies dropout in evaluation: {', '.join(sorted(drops))}."
         fix = "Use nn.Dropout, or give it training=self.training (no dropout_p in evaluation)."
+        fix += " If it is meant, as in Monte Carlo dropout: ignore=['trains-in-evaluation']."
         yield warning("trains-in-evaluation", f"{seen} {fix}")

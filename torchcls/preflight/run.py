@@ -1,6 +1,7 @@
 """The preflight of a run: a look before the first step, at it, and at what passes by later."""
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 
 from torchcls import heads
 from torchcls.averaging import Mean
-from torchcls.batches import Pair, generators_of, samples_of, split
+from torchcls.batches import Pair, generators_of, num_batches, samples_of, split
 from torchcls.evaluation import Metrics, named_metrics
 from torchcls.preflight import contract, failure, inside, scores, sources, training
 from torchcls.preflight import targets as of_targets
@@ -23,6 +24,7 @@ from torchcls.preflight.findings import Check, ContractError, Finding, act_on, e
 from torchcls.preflight.reading import untouched
 from torchcls.step import ForwardOf, Loss, Taken, forward_of, may_skip
 
+_MOST_BATCHES = 20  # of a validation set, where one of them did not do
 _KEPT = "The weights are those after the last good step."
 _SAID_ONCE = {"non-finite-loss", "non-finite-gradient", "non-finite-valid-loss", "all-ignored"}
 
@@ -210,7 +212,7 @@ class Preflight:
         """Validate on the first batch, with copies of the metrics, and put all back.
 
         Where it must not be started early, they are tried on what evaluation makes of the training
-        batch. Either comes after that was trained on: some models can be evaluated only then.
+        batch. Both come after its backward pass: some models can be evaluated only then.
         """
         seen: list[Pair] = []
         modes: set[str] = set()
@@ -228,18 +230,20 @@ class Preflight:
 
         def raised_by(n: int | None, metrics: Any) -> Exception | None:
             generators = [(g, g.get_state()) for g in generators_of(batches)]
-            with untouched(self._model, loss_fn), eager(self._model):
-                try:
-                    measure(islice(batches, n), loss_fn, metrics, look=look, name="valid")
-                except ContractError:
-                    raise
-                except torch.OutOfMemoryError:  # to put all back takes memory, too
-                    return None
-                except Exception as raised:
-                    return raised
-                finally:
-                    for generator, state in generators:
-                        generator.set_state(state)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # one batch may lack what the split has
+                    with untouched(self._model, loss_fn), eager(self._model):
+                        measure(islice(batches, n), loss_fn, metrics, look=look, name="valid")
+            except ContractError:
+                raise
+            except torch.OutOfMemoryError:  # to put all back takes memory, too
+                return None
+            except Exception as raised:
+                return raised
+            finally:
+                for generator, state in generators:
+                    generator.set_state(state)
             return None
 
         with inside.Called() as called:
@@ -251,11 +255,15 @@ class Preflight:
                 copies, outputs, targets, self._loss_fn, is_asked=is_early, shown=taken.outputs
             )
         if is_early and raised and not any(finding.severity == "error" for finding in found):
-            # A metric may need more than a batch, such as every class: the whole split decides.
-            raised = raised_by(None, copies)
+            # A metric may need more than a batch, such as every class: a short split decides.
+            n = num_batches(self._valid)
+            is_short = n is not None and n <= _MOST_BATCHES
+            raised = raised_by(_MOST_BATCHES, copies)
             if raised is not None:
+                say = error if is_short else warning
+                tried = "" if is_short else f" of {_MOST_BATCHES} batches"
                 why = f"{type(raised).__name__}: {raised}"
-                found.append(error("valid-fails", f"Validation would fail, as it does now: {why}"))
+                found.append(say("valid-fails", f"Validation{tried} fails before any step: {why}"))
         try:
             self._settle(found)
         except ContractError as stop:

@@ -1,9 +1,11 @@
 """What can be seen of the data before the first step: the loaders, and what they hold in memory."""
 
 import math
+import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -124,13 +126,27 @@ def may_start_early(source: Any) -> bool:
     """Whether a first batch may be fetched, and all be put back as if it never was.
 
     Not from workers, which cost seconds and, where they persist, draw on from there; from samplers
-    that are not torch's, which may count their passes; from iterable datasets, iterators and
-    loaders of one's own, whose pass may be the only one.
+    that are not torch's, which may count their passes; from datasets that hold a generator, which
+    training may draw from, too; from iterable datasets, iterators and loaders of one's own, whose
+    pass may be the only one.
     """
     is_plain = isinstance(source, DataLoader) and type(source).__iter__ is DataLoader.__iter__
     if not is_plain or source.num_workers > 0:
         return _is_batches(source) or type(source) in (list, tuple)
-    return type(_sampler(source)).__module__ == torch.utils.data.sampler.__name__
+    is_torchs = type(_sampler(source)).__module__ == torch.utils.data.sampler.__name__
+    return is_torchs and not _holds_a_generator(source.dataset)
+
+
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+
+
+def _holds_a_generator(part: Any) -> bool:
+    """Whether a dataset, one below it or a transform of either has random numbers of its own."""
+    held = getattr(part, "__dict__", {})
+    below = [held.get("dataset"), held.get("transform"), *(held.get("datasets") or ())]
+    return any(isinstance(value, _GENERATORS) for value in held.values()) or any(
+        _holds_a_generator(one) for one in below if one is not None
+    )
 
 
 def _cut(source: Any) -> tuple[int, int, bool]:
@@ -393,7 +409,7 @@ def more_batches(train: Any, given: int) -> Iterator[Finding]:
     promised, readers = num_batches(train), workers(train)
     if promised is not None and given >= promised + readers:  # the last of each may be a small one
         seen = f"An epoch had {given} training batches where their len() is {promised}."
-        fix = _SHARE if readers > 1 else "Mend it: schedules are planned by it."
+        fix = _SHARE if readers > 1 else "Correct its __len__: schedules rely on it."
         yield warning("repeated-batches", f"{seen} {fix}")
 
 

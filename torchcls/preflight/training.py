@@ -111,7 +111,15 @@ def norms(optimizer: Optimizer) -> dict[Tensor, Tensor]:
     """The norm of each parameter that a step should move, in float64: it tells whether it does."""
     stepped = [p for group in optimizer.param_groups if group.get("lr", 1) for p in group["params"]]
     dense = [p for p in stepped if p.dtype in _DTYPES and p.layout == torch.strided]
-    return {p: _norm(p.detach()) for p in dense if p.grad is not None and p.device.type != "mps"}
+    # Not what a first gradient of 0 leaves alone: all that stands before a head of zeros.
+    return {p: _norm(p.detach()) for p in dense if _is_pushed(p) and p.device.type != "mps"}
+
+
+def _is_pushed(parameter: Tensor) -> bool:
+    gradient = parameter.grad
+    if gradient is None or gradient.device.type != "cpu":  # elsewhere nobody waits for a number
+        return False
+    return gradient.layout == torch.strided and bool(gradient.any())
 
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -137,10 +137,10 @@ def _options_of(function: Any) -> dict[str, Any]:
 def _inside(module: nn.Module) -> dict[str, Any]:
     """The kinds, plain attributes and parameters of a module and of all in it, by their paths."""
     found: dict[str, Any] = {}
-    counts = (Tensor, list) if hasattr(module, "reset") else ()  # what a metric adds up
+    moving = (Tensor, list, dict)  # caches, and what a metric adds up
     for path, part in module.named_modules():
         found[path or "kind"] = f"{type(part).__name__}({_without_addresses(part.extra_repr())})"
-        told = {name: v for name, v in vars(part).items() if not isinstance(v, counts)}
+        told = {name: v for name, v in vars(part).items() if not isinstance(v, moving)}
         found |= {f"{path}.{name}".strip("."): v for name, v in _plain_ones(told).items()}
     shapes = {k: None if is_lazy(p) else tuple(p.shape) for k, p in module.named_parameters()}
     return found | shapes
