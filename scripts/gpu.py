@@ -112,13 +112,18 @@ def table_of(part: str, result: dict[str, Any]) -> str:
         per = 1e6 / row["steps"] if part == "step" else 1e3
         found = spread(per * one for one in row["seconds"])
         first = first or found.middle
-        counts = [str("?" if row[name] is None else row[name]) for name in ("waits", "items")]
-        peak = "?" if row["peak"] is None else f"{row['peak'] / MEGA:.0f}"
-        share, reached = (
-            f"{found.middle / first:.2f}",
-            (f"{row['loss']:.6f}", f"{row['accuracy']:.4f}"),
+        lines.append(
+            [
+                name,
+                found.text(".4g"),
+                f"{found.middle / first:.2f}",
+                "?" if row["waits"] is None else str(row["waits"]),
+                str(row["items"]),
+                "?" if row["peak"] is None else f"{row['peak'] / MEGA:.0f}",
+                f"{row['loss']:.6f}",
+                f"{row['accuracy']:.4f}",
+            ]
         )
-        lines.append([name, found.text(".4g"), share, *counts, peak, *reached])
     table = [markdown(lines)] if lines[1:] else []
     return "\n\n".join([*table, *(["\n".join(rest)] if rest else []), *result.get("summary", [])])
 
@@ -139,7 +144,8 @@ def circumstances() -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     ends = time.monotonic() + 60 * options.minutes
-    setting, results = {**circumstances(), "smoke": options.smoke}, {}
+    setting = {**circumstances(), "smoke": options.smoke}
+    results: dict[str, dict[str, Any]] = {}
     text = [", ".join(f"{name} {value}" for name, value in setting.items())]
     print(text[0], flush=True)
     for part in options.parts:

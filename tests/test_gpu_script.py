@@ -1,6 +1,7 @@
 """The script for a machine with a GPU: its loops, its report, and a smoke of all its parts."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -154,7 +155,7 @@ def test_it_asks_for_a_gpu(gpu, capsys):
 
 
 def test_a_process_that_hangs_is_ended(gpu):
-    status, lines = gpu.in_a_process(["python3", "-c", "import time; time.sleep(60)"], 0.5)
+    status, lines = gpu.in_a_process([sys.executable, "-c", "import time; time.sleep(60)"], 0.5)
     assert (status, lines) == (None, [])
 
 
