@@ -41,6 +41,11 @@ class Task:
     ready: bool = False  # the batches are cut beforehand: what is timed is the step alone
     loss_fn: nn.Module = field(default_factory=nn.CrossEntropyLoss)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and where everyone works."""
+        return next(self.model.parameters()).device
+
     def batches(self) -> tuple[Any, Any]:
         """Training and validation as people write it: a DataLoader; or the batches cut before."""
         if self.ready:
@@ -137,7 +142,7 @@ def torchcls_dataloader(task: Task, clock: Clock) -> Result:
     return torchcls_on(task, clock, *task.batches())
 
 
-def torchcls_on(task: Task, clock: Clock, train: Any, valid: Any) -> Result:
+def torchcls_on(task: Task, clock: Clock, train: Any, valid: Any, **options: Any) -> Result:
     clock.start()
     run = tc.epochs(  # fit is this loop; written out, it can be timed like the others
         task.model,
@@ -146,8 +151,9 @@ def torchcls_on(task: Task, clock: Clock, train: Any, valid: Any) -> Result:
         loss_fn=task.loss_fn,
         epochs=task.epochs,
         metrics=[tc.accuracy],
-        device="cpu",
+        device=task.device,
         progress=False,
+        **options,
     )
     for _ in run:
         clock.lap()

@@ -37,7 +37,7 @@ def fastai(task: Task, clock: Clock) -> Result:
         def after_epoch(self) -> None:
             clock.lap()
 
-    dls = DataLoaders(*task.loaders(), device=torch.device("cpu"))
+    dls = DataLoaders(*task.loaders(), device=task.device)
     learner = Learner(dls, task.model, task.loss_fn, metrics=accuracy, cbs=Lap())
     with learner.no_bar(), learner.no_logging():
         clock.start()
