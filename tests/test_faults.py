@@ -409,6 +409,13 @@ def test_a_metric_of_ones_own_takes_outputs_of_any_structure():
     assert 0 <= history[-1]["train_hits"] <= 1
 
 
+def test_validation_of_another_form_names_both_forms():
+    x, y = data(seed=1)
+    words = said(mlp(), cut(*data()), [(x[:, :3], y)])
+    assert "Validation has inputs of (60, 3) float32" in words
+    assert "training has (20, 4) float32" in words
+
+
 def test_metrics_meet_what_evaluation_gives():
     class Deep(nn.Module):
         def __init__(self):
@@ -473,6 +480,8 @@ def test_prediction_on_inputs_alone():
         torch.testing.assert_close(tc.predict(model, source).outputs, expected)
     with pytest.raises(ValueError, match=r"data\[None\]"):
         tc.predict(model, x[0])
+    with pytest.raises(TypeError, match="single samples of a TensorDataset"):
+        tc.predict(model, TensorDataset(x))
 
 
 # --- what can be told with certainty ----------------------------------------------------------

@@ -72,7 +72,7 @@ def test_ties_go_to_the_lowest_class_and_nan_decides_nothing(loss_fn, outputs, e
 def test_a_loss_without_probabilities_says_so():
     with pytest.raises(ValueError, match=r"classification loss, got mse_loss"):
         heads.probabilities(SCORES, nn.MSELoss())
-    with pytest.raises(ValueError, match=r"activation is known.*Apply your activation"):
+    with pytest.raises(ValueError, match=r"activation is known.*apply your activation"):
         heads.decisions(SCORES, lambda outputs, targets: torch.zeros(()))
 
 

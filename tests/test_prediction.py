@@ -114,7 +114,6 @@ def pooled(channels, classes):
         (nn.Linear(3, 3), torch.ones(3)),  # 3 outputs for 3 rows, but no rows of samples
         (nn.Linear(300, 3), torch.ones(300)),  # more than go through at a time
         (nn.Linear(8, 3), [torch.ones(8), torch.ones(8), torch.ones(8)]),
-        (nn.Linear(8, 3), TensorDataset(torch.ones(5, 8))),
         (nn.Sequential(nn.Flatten(), nn.Linear(784, 2)), torch.ones(28, 28)),
         (nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten()), torch.ones(3, 4, 4)),
         (pooled(3, 7), torch.ones(3, 9, 9)),

@@ -79,7 +79,7 @@ FAILING = {
     "a function of one argument": ({"metrics": {"m": lambda outputs: 0.5}}, "positional argument"),
     "a metric of ours": ({"metrics": [partial(tc.top_k_accuracy, k=9)]}, "k must be in"),
     "three parts": ({"valid": THREE}, "TypeError: valid must hold pairs .* 3 parts"),
-    "other features": ({"valid": [(X[:, :3], Y)]}, "Linear"),
+    "other features": ({"valid": [(X[:, :3], Y)]}, "Validation has inputs of"),
     "targets of another form": ({"valid": [(X, F.one_hot(Y))]}, "[tT]arget"),
     "classes that are not there": ({"valid": [(X, Y + 1)]}, "from 1 to 3"),
     "outputs that are no tensor": (

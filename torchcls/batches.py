@@ -388,7 +388,8 @@ def _check_no_sample(batches: Any, first: Any, name: str) -> None:
     seen = f"{name} must give batches, got the single samples of a {type(batches).__name__}. "
     if isinstance(batches, DataLoader):
         raise TypeError(f"{seen}Give it a batch_size.")
-    shuffle = "" if isinstance(batches, IterableDataset) else ", shuffle=True"
+    is_ordered = isinstance(batches, IterableDataset) or not name.startswith("train")
+    shuffle = "" if is_ordered else ", shuffle=True"
     fix = f"Wrap it: torch.utils.data.DataLoader(samples, batch_size=64{shuffle})."
     raise TypeError(seen + fix)
 

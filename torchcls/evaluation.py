@@ -168,9 +168,10 @@ def named_metrics(metrics: Metrics) -> dict[str, Any]:
         if not isinstance(name, str):
             raise TypeError(f"metrics must be named by strings, got {name!r}. Write '{name}'.")
         if isinstance(metric, type) or not (callable(metric) or is_object(metric)):
+            fix = f" Pass the function itself, such as tc.{metric}." if type(metric) is str else ""
             raise TypeError(
                 "metrics must hold functions of (outputs, targets) or objects with update, "
-                f"compute and reset, got {metric!r}."
+                f"compute and reset, got {metric!r}.{fix}"
             )
         if name in named:
             raise ValueError(

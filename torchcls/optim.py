@@ -385,9 +385,12 @@ def _check_column(schedule: _OnColumn, columns: Mapping[str, str | None]) -> Non
         )
     better = columns[column] or mode
     if mode != better:
+        fix = 'Name the column that it is meant for: tc.on("accuracy", scheduler).'
+        if better == "max":
+            fix = 'Build it with mode="max".'
         raise ValueError(
             f'schedule must be ReduceLROnPlateau(mode="{better}") to read {column}, got '
-            f'mode="{mode}". Name the column that it is meant for: tc.on("accuracy", scheduler).'
+            f'mode="{mode}". {fix}'
         )
 
 

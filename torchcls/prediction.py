@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import Dataset, IterableDataset
 
 from torchcls import heads
 from torchcls.batches import (
@@ -184,6 +185,11 @@ def _whole(data: Any) -> Any:
     kinds = (Tensor, np.ndarray, Mapping)
     if isinstance(data, kinds):
         return mapped(_as_tensor, dict(data) if isinstance(data, Mapping) else data)
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise TypeError(
+            f"data must give batches, got the single samples of a {type(data).__name__}. "
+            "Wrap it: torch.utils.data.DataLoader(data, batch_size=256)."
+        )
     is_two = isinstance(data, (list, tuple)) and len(data) == 2
     if is_two and all(isinstance(part, kinds) for part in data):
         raise TypeError(
@@ -242,8 +248,8 @@ def _first(call: Forward, inputs: Any, targets: Any, whole: Any, device: torch.d
     if not are_rows and (whole is not None or outputs.ndim == 0):
         raise ValueError(
             "the model's outputs must have a row for each sample, got shape "
-            f"{tuple(outputs.shape)} for {num_samples(inputs)} of them. Where rows are no samples, "
-            "pass batches, such as [data]."
+            f"{tuple(outputs.shape)} for {num_samples(inputs)} of them. Of one sample, add "
+            "the axis: data[None]. Where rows are no samples, pass batches, such as [data]."
         )
     return outputs  # batches may count their samples in another way, as sequences in a row do
 

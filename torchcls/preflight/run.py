@@ -21,7 +21,7 @@ from torchcls.preflight.check import check as check_batch
 from torchcls.preflight.check import eager, is_compiled
 from torchcls.preflight.failure import explain_forward
 from torchcls.preflight.findings import Check, ContractError, Finding, act_on, error, warning
-from torchcls.preflight.reading import untouched
+from torchcls.preflight.reading import describe, untouched
 from torchcls.step import ForwardOf, Loss, Taken, forward_of, may_skip
 
 _MOST_BATCHES = 20  # of a validation set, where one of them did not do
@@ -226,7 +226,19 @@ class Preflight:
         is_early = sources.may_start_early(self._valid)
         batches = self._valid if is_early else [(taken.inputs, taken.targets)]
         loss_fn = self._loss_fn if is_early else None
-        look = SimpleNamespace(explain=self.explain, at_valid=lambda *_: None) if is_early else None
+
+        def explain(failure: Exception, batch: Any) -> None:
+            given, first = None if batch is None else batch[0], taken.inputs
+            if not isinstance(given, Tensor) or not isinstance(first, Tensor):
+                pass
+            elif given.shape[1:] != first.shape[1:]:
+                seen = f"Validation has inputs of {describe(given)}, and fails, where training has"
+                self._settle(
+                    [error("shape-differs", f"{seen} {describe(first)}. Make them alike.")]
+                )
+            self.explain(failure, batch)
+
+        look = SimpleNamespace(explain=explain, at_valid=lambda *_: None) if is_early else None
 
         def raised_by(n: int | None, metrics: Any) -> Exception | None:
             generators = [(g, g.get_state()) for g in generators_of(batches)]
