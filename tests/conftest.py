@@ -19,7 +19,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """The whole suite runs in several processes, a part that was asked for in this one."""
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     is_worker = "PYTEST_XDIST_WORKER" in os.environ  # which has the same arguments
-    if is_whole and not is_worker and getattr(config.option, "numprocesses", 0) is None:
+    # Coverage has to know of the processes before this: it takes -n from the command line alone.
+    is_measured = bool(getattr(config.option, "cov_source", None))
+    is_open = getattr(config.option, "numprocesses", 0) is None
+    if is_whole and is_open and not is_worker and not is_measured:
         config.option.numprocesses, config.option.maxprocesses = "auto", 4
         config.option.dist = "worksteal"
 
