@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import recent_torch
 from torch import nn, tensor
 
 import torchcls as tc
@@ -58,7 +59,9 @@ def test_batches_of_other_widths_count_their_numbers(name):
     assert found == pytest.approx(loss_fn(whole, torch.ones_like(whole)).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("compiled", ["function", "partial", "forward", "ours"])
+@pytest.mark.parametrize(
+    "compiled", [pytest.param("function", marks=recent_torch), "partial", "forward", "ours"]
+)
 def test_a_compiled_loss_averages_as_the_loss_does(compiled):
     weight, targets = tensor([1.0, 3.0]), tensor([0, 1, 1, -100])
     loss_fn = {

@@ -12,7 +12,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_both_raise, assert_same_as_torch
+from helpers import assert_both_raise, assert_same_as_torch, recent_torch
 from hypothesis import given, settings
 from torch import Tensor, tensor
 from torch._subclasses import FakeTensorMode
@@ -792,6 +792,7 @@ def test_the_losses_work_under_torch_func(ours, theirs, targets_of, transformed,
     assert_close(transformed(ours, x, t), transformed(theirs, x, t))
 
 
+@recent_torch
 @each_transformed
 def test_the_losses_are_one_graph_to_compile_and_export(ours, theirs, targets_of, random):
     class Loss(torch.nn.Module):
@@ -812,6 +813,7 @@ def test_the_losses_are_one_graph_to_compile_and_export(ours, theirs, targets_of
     assert (fake.shape, fake.dtype) == (expected.shape, expected.dtype)
 
 
+@recent_torch
 def test_values_are_read_where_a_transform_leaves_them():
     with pytest.raises(ValueError, match="targets must be class ids"):
         torch.func.grad(cross_entropy)(torch.zeros(2, 3), tensor([0, 3]))

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from helpers import IS_OLD_TORCH
 from torch import nn
 from torch.optim import SGD, Adam, swa_utils
 from torch.optim.lr_scheduler import (
@@ -92,6 +93,8 @@ SCHEDULERS = {
 @pytest.mark.filterwarnings("ignore:The epoch parameter")  # SequentialLR steps by number
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_of_torch_can_be_stepped_each_step_and_is_resumed(name, tmp_path):
+    if name == "SWALR" and IS_OLD_TORCH:
+        pytest.skip("its state holds a function")
     build = SCHEDULERS[name]
     model = network()
     optimizer = optimizer_of(model)

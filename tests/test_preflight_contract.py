@@ -9,6 +9,7 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import IS_OLD_TORCH
 from torch import nn
 
 import torchcls as tc
@@ -324,6 +325,8 @@ LOSSES = [
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("loss_name", LOSSES)
 def test_a_dtype_that_torch_refuses_is_an_error_and_no_other(dtype, loss_name):
+    if loss_name == "MSELoss" and IS_OLD_TORCH:
+        pytest.skip("torch refuses other pairs of dtypes")
     by_class = loss_name in ("CrossEntropyLoss", "NLLLoss")  # the weight's, or the targets'
     activation = {"BCELoss": torch.sigmoid, "NLLLoss": lambda z: z.log_softmax(1)}.get(loss_name)
     for other in TARGET_DTYPES:

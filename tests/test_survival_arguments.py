@@ -231,6 +231,7 @@ def test_groups_that_came_later_are_those_that_a_resumed_run_must_have(tmp_path)
     assert all(map(torch.equal, weights, parameters))
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # SequentialLR steps by number
 @pytest.mark.parametrize(
     ("one", "other", "words"),
     [
