@@ -92,6 +92,7 @@ def train(name: str, folder: Path | None) -> str:
         optimizer=optimizer,
         schedule=tc.one_cycle(),
         micro_batch=12,  # 12 + 12 + 8
+        ignore=["batch-statistics"],  # which pieces have, and which are kept like the rest
         device="cpu",
         checkpoint=folder,
         resume=folder is not None,

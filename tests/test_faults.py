@@ -204,7 +204,7 @@ def test_two_losses_are_no_fraction():
 
 
 def test_a_loss_and_an_accuracy_are_no_fraction():
-    assert "loss" in said(mlp(), cut(*data()), loss_fn=with_accuracy)
+    assert "the score is a metric. [loss-fails]" in said(mlp(), cut(*data()), loss_fn=with_accuracy)
     assert "loss-fails" in [f.code for f in tc.check(mlp(), data(), with_accuracy)]
 
 
@@ -342,7 +342,7 @@ def test_a_fused_sgd_with_momentum_survives_an_overflow():
         optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
         history = fit(model, cut(20 * x, y), optimizer=optimizer, precision="float16")
         losses.append([record.train_loss for record in history])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
 # --- metrics, validation and prediction -------------------------------------------------------
@@ -587,17 +587,36 @@ CERTAIN = {
 }
 
 
+WORDS = {
+    "softmax, then cross-entropy in a lambda": "activated-twice",
+    "sigmoid, then with_logits in a lambda": "activated-twice",
+    "raw scores into nll_loss in a lambda": "not-log-probabilities",
+    "swapped arguments": "swapped-arguments",
+    "layers in a Python list": "unheld-parameters",
+    "a head made in forward": "unheld-parameters",
+    "F.dropout draws in evaluation": "trains-in-evaluation",
+    "train() never becomes eval": "trains-in-evaluation",
+    "ReLU as the last layer": "bounded-outputs",
+    "overlapping subsets": "valid-overlaps",
+    "two values of ignore_index": "metric-ignore-index",
+    "nothing moves": "nothing-moves",
+    "lr below 0": "scale of the lr of at least 0",
+    "argmax over multi-label rows": "metric-of-another-row",
+}
+
+
 @pytest.mark.parametrize("name", CERTAIN)
 def test_what_is_certainly_wrong_is_said(name):
     model, options = CERTAIN[name]()
     options = {"train": cut(*data()), "valid": [data(seed=1)], **options}
-    assert said(model, options.pop("train"), options.pop("valid"), **options)
+    assert WORDS[name] in said(model, options.pop("train"), options.pop("valid"), **options)
 
 
 def test_layers_before_a_head_of_zeros_are_moved_by_no_first_step():
     model = mlp()
     nn.init.zeros_(model[2].weight)
-    assert not said(model, [data()], epochs=1)
+    optimizer = SGD(model.parameters(), lr=0.1)  # no weight decay, which would move them
+    assert not said(model, [data()], epochs=1, optimizer=optimizer)
 
 
 def test_a_data_set_with_random_numbers_of_its_own_is_not_read_early():
@@ -652,7 +671,7 @@ def test_layers_that_were_unfrozen_and_not_given_to_the_optimizer_are_said():
     optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     assert not said(model, cut(*data()), optimizer=optimizer)
     model.requires_grad_(True)
-    assert "optimizer" in said(model, cut(*data()), optimizer=optimizer)
+    assert "optimizer-part" in said(model, cut(*data()), optimizer=optimizer)
 
 
 def test_the_preflight_leaves_the_generators_of_numpy_alone():
@@ -784,4 +803,4 @@ def test_another_model_is_named_when_a_run_is_taken_up(tmp_path):
     changed = copy.deepcopy(mlp())
     changed[1] = nn.GELU()  # no parameter tells them apart
     words = said(changed, cut(*data()), epochs=2, checkpoint=tmp_path, resume=True)
-    assert "model" in words
+    assert "1 of the model must be 'ReLU()'" in words
