@@ -54,18 +54,19 @@ def test_the_version_is_that_of_the_newest_heading_in_the_changelog():
 # an attachment of floor 3 never another one. Folders count as one room.
 FLOORS = {
     1: ("functional", "metrics", "heads", "batches", "averaging"),
-    2: ("device", "state", "step", "loops", "evaluation", "history", "prediction", "run"),
-    3: ("data", "speed", "preflight", "survival", "optim", "precision", "display"),
+    2: ("device", "state", "step", "loops", "evaluation", "history", "prediction", "run", "group"),
+    3: ("data", "speed", "preflight", "survival", "optim", "precision", "display", "processes"),
     4: ("fit", "looking", "cli", "__main__", "torchcls"),
 }
 EVERYWHERE = {"version", "warn"}  # nine lines and one number
 # Lines with docstrings. Floors 1 and 2 are read by a newcomer in an hour; no file but functional
 # and metrics is longer than 500.
 BUDGETS = {
-    "preflight": 2700,
-    "survival": 1110,
+    "preflight": 2720,
+    "survival": 1140,
+    "processes": 760,
     "speed": 600,
-    "data": 1400,
+    "data": 1420,
     "looking": 600,
     "cli": 600,
 }

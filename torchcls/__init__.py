@@ -40,6 +40,7 @@ from torchcls.metrics import (
 from torchcls.optim import default_optimizer, each_step, on, one_cycle
 from torchcls.prediction import Predictions, predict
 from torchcls.preflight import ContractError, Finding, check
+from torchcls.processes import Streams, processes
 from torchcls.run import Rest, Run
 from torchcls.survival import DamagedError, load_checkpoint, save_checkpoint
 from torchcls.version import __version__ as __version__
@@ -55,6 +56,7 @@ __all__ = [
     "Record",
     "Rest",
     "Run",
+    "Streams",
     "accuracy",
     "backward",
     "binary_cross_entropy",
@@ -82,6 +84,7 @@ __all__ = [
     "one_cycle",
     "one_hot",
     "predict",
+    "processes",
     "save_checkpoint",
     "select_device",
     "sigmoid",

@@ -97,6 +97,11 @@ def split(structure: Any, size: int) -> list[Any]:
     a ValueError names what is none of these, or could be read in two ways. The last piece may be
     smaller, and no sample gives no piece. Pieces of tensors are views.
     """
+    return cut(structure, lambda n: [slice(at, at + size) for at in range(0, n, size)])
+
+
+def cut(structure: Any, places: Callable[[int], list[slice]]) -> list[Any]:
+    """Cut a batch, or a part of one, as ``split`` does, where ``places`` says for n samples."""
     is_pair = isinstance(structure, tuple) and len(structure) == 2
     parts = {"inputs": structure[0], "targets": structure[1]} if is_pair else {"batch": structure}
     found = [numbers for part in parts.values() if (numbers := _readings(part)) is not None]
@@ -107,19 +112,28 @@ def split(structure: Any, size: int) -> list[Any]:
         )
     agreed = [n for n in found[-1] if all(n in numbers for numbers in found)]
     n = agreed[0] if agreed else max(max(numbers) for numbers in found if numbers)
-    for name, part in parts.items() if n > size else ():
+    slices = places(n)
+    for name, part in parts.items() if slices and slices[0].stop < n else ():
         _check_cut(part, n, name)
 
-    def cut(part: Any, where: slice) -> Any:
+    def piece(part: Any, where: slice) -> Any:
         return mapped(
             lambda leaf: leaf if _goes_with_all(leaf) else leaf[where],
             part,
             lambda part: _is_per_sample(part, n),
         )
 
-    places = [slice(start, start + size) for start in range(0, n, size)]
-    pieces = [tuple(cut(part, where) for part in parts.values()) for where in places]
+    pieces = [tuple(piece(part, where) for part in parts.values()) for where in slices]
     return pieces if is_pair else [piece for (piece,) in pieces]
+
+
+def no_rows(structure: Any) -> Any:
+    """The same structure with no sample in it: the first axis of every tensor is empty."""
+
+    def emptied(leaf: Any) -> Any:
+        return leaf[:0] if isinstance(leaf, Tensor) and leaf.ndim > 0 else leaf
+
+    return mapped(emptied, structure)
 
 
 def joined(parts: Sequence[Any]) -> Any:

@@ -11,8 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchcls.averaging import Mean, averaging_of, check_denominator, is_fraction, wide
-from torchcls.batches import Pair, device_of, joined, mapped, pairs, samples_of, to_device
+from torchcls.batches import (
+    Pair,
+    device_of,
+    joined,
+    mapped,
+    no_rows,
+    pairs,
+    samples_of,
+    to_device,
+)
 from torchcls.device import random_state, set_random_state
+from torchcls.group import Group
 from torchcls.metrics import (
     accuracy,
     confusion_matrix,
@@ -83,39 +93,48 @@ def measure(
     precision: Precision | None = None,
     look: Look | None = None,
     name: str = "batches",
+    group: Group | None = None,
 ) -> Evaluation:
     """Do what ``tc.evaluate`` says, on checked arguments, with the model on ``device``.
 
     ``pieces`` cuts the forward of a batch (None: whole) and ``precision`` runs it (None: float32).
     ``look`` sees the batches whose loss is a number, on the CPU; errors call the batches ``name``.
+    ``batches`` are this process's share of those of the ``group``.
     """
+    group = group or Group()
     pieces, precision = pieces or Pieces(model), precision or Precision()
     loss_fn = None if loss_fn is None else loss_on(loss_fn, device)
     averaging = None if loss_fn is None else averaging_of(loss_fn)
-    scores = Scores(metrics, device)
+    scores = Scores(metrics, device, group)
     mean, n, batch = Mean(), 0, None
     try:
         with evaluating(model):
-            pieces.renew()
-            for number, batch in enumerate(pairs(batches, name)):
-                inputs, targets = batch = to_device(batch, device)
-                outputs = precision.outputs(pieces.outputs, inputs)
-                if loss_fn is not None and averaging is not None:
-                    result = loss_fn(outputs, targets)
-                    if number == 0 and look is None and is_fraction(result):  # a run looks itself
-                        check_denominator(loss_fn, outputs, targets)
-                    loss, count = averaging.read(result, batch)
-                    loss = zero_where_nothing_counts(loss, outputs, count)
-                    reported = wide(averaging.reported(loss, count))
-                    if averaging.numerator is None:
-                        mean.add(reported, count)
-                    else:
-                        mean.add_sum(wide(averaging.numerator(outputs, targets)), count)
-                    if look is not None and not isinstance(reported, Tensor):
-                        look.at_valid(number, reported, batch, outputs)
-                scores.add(outputs, targets)
-                n += samples_of(batch)
-                batch = None  # what the source raises next is no fault of this one
+            with group.together():
+                pieces.renew()
+                for number, batch in enumerate(pairs(batches, name)):
+                    inputs, targets = batch = to_device(batch, device)
+                    outputs = precision.outputs(pieces.outputs, inputs)
+                    if loss_fn is not None and averaging is not None and group.part.rows:
+                        result = loss_fn(outputs, targets)
+                        if number == 0 and look is None and is_fraction(result):  # a run looks
+                            check_denominator(loss_fn, outputs, targets)
+                        loss, count = averaging.read(result, batch)
+                        loss = zero_where_nothing_counts(loss, outputs, count)
+                        reported = wide(averaging.reported(loss, count))
+                        if averaging.numerator is None:
+                            mean.add(reported, count)
+                        else:
+                            mean.add_sum(wide(averaging.numerator(outputs, targets)), count)
+                        if look is not None and not isinstance(reported, Tensor):
+                            look.at_valid(number, reported, batch, outputs)
+                    scores.add(outputs, targets)
+                    n += samples_of(batch) if group.part.rows else 0
+                    batch = None  # what the source raises next is no fault of this one
+            if group.size > 1:
+                sums = mean.state_dict()
+                *added, samples = group.sum(*sums.values(), n)
+                n = int(samples)
+                mean.load_state_dict(dict(zip(sums, added, strict=True)))
             values = scores.values()
     except Exception as failure:
         if look is not None:
@@ -208,9 +227,9 @@ def is_object(metric: Any) -> bool:
 class Scores:
     """Metrics on their way through a split: fed batch by batch, asked at its end."""
 
-    def __init__(self, metrics: Metrics, device: torch.device) -> None:
+    def __init__(self, metrics: Metrics, device: torch.device, group: Group) -> None:
         self._metrics = named_metrics(metrics)
-        self._device = device
+        self._device, self._group = device, group
         self.reset()
 
     def reset(self) -> None:
@@ -221,6 +240,8 @@ class Scores:
         for name, metric in self._metrics.items():
             if counts_behind(metric) is not None:  # one of ours: counts are added, and divided once
                 self._counted[name] = Mean()
+            elif self._group.size > 1:  # rows go to the first process, in the order of one
+                self._kept[name] = []
             elif _function_of(metric) is confusion_matrix:  # the matrices of batches add up
                 self._added[name] = torch.zeros(0, 0, dtype=torch.int64, device="cpu")
             elif is_object(metric):
@@ -232,10 +253,12 @@ class Scores:
 
     def add(self, outputs: Any, targets: Any) -> None:
         """Feed a batch, or a piece of one."""
+        is_stand_in = not self._group.part.rows
         for name, metric in self._metrics.items():
             if name in self._counted:
                 counts: Any = counts_behind(metric)
-                self._counted[name].add_sum(*counts(outputs, targets))
+                if not is_stand_in:
+                    self._counted[name].add_sum(*counts(outputs, targets))
             elif name in self._added:
                 matrices = self._added[name], metric(outputs, targets).cpu()
                 size = max(map(len, matrices))  # predicted ids may show the last class late
@@ -245,7 +268,8 @@ class Scores:
                 law = f"the metric {_name(metric)!r} must get tensors to be called on a whole split"
                 remedy = "Use an object with update, compute and reset."
                 keep = functools.partial(kept_tensor, law=law, remedy=remedy)
-                self._kept[name].append((mapped(keep, outputs), mapped(keep, targets)))
+                kept = mapped(keep, outputs), mapped(keep, targets)
+                self._kept[name].append(no_rows(kept) if is_stand_in else kept)
             else:
                 metric.update(outputs, targets)
 
@@ -254,14 +278,24 @@ class Scores:
         return {name: mapped(_as_number, self._value(name)) for name in self._metrics}
 
     def _value(self, name: str) -> Any:
-        metric = self._metrics[name]
+        metric, group = self._metrics[name], self._group
         if name in self._counted:
-            return self._counted[name].value()
+            mean = self._counted[name]
+            if group.size > 1:
+                sums = mean.state_dict()
+                mean.load_state_dict(dict(zip(sums, group.sum(*sums.values()), strict=True)))
+            return mean.value()
         if name in self._added:
             return self._added[name]
-        if name in self._kept:
-            return metric(*map(joined, zip(*self._kept[name], strict=True)))
-        return metric.compute()
+        if name not in self._kept:
+            return metric.compute()
+        kept, value = group.gathered(self._kept[name]), None
+        with group.together():
+            if kept is not None and is_object(metric):
+                value = _fed(metric, kept, group.size, self._device)
+            elif kept is not None:
+                value = metric(*map(joined, zip(*kept, strict=True)))
+        return group.from_first(value)
 
     def state_dict(self) -> dict[str, Any]:
         """What was fed so far; an object keeps that to itself."""
@@ -282,6 +316,17 @@ class Scores:
         self._added |= state["added"]
         for name, pair in state["kept"].items():
             self._kept[name] = [tuple(pair)] if pair else []
+
+
+def _fed(metric: Any, kept: list[Pair], size: int, device: torch.device) -> Any:
+    """What an object gives, fed the batches that ``size`` processes have shared, one by one."""
+    for part in metric.modules() if isinstance(metric, nn.Module) else [metric]:
+        if hasattr(part, "distributed_available_fn"):  # torchmetrics would wait for the others
+            part.distributed_available_fn = lambda: False
+    metric.reset()
+    for i in range(0, len(kept), size):
+        metric.update(*to_device(tuple(map(joined, zip(*kept[i : i + size], strict=True))), device))
+    return metric.compute()
 
 
 def kept_tensor(value: Any, law: str, remedy: str) -> Tensor:

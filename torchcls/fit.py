@@ -23,6 +23,7 @@ from torchcls.evaluation import (
     measure,
     named_metrics,
 )
+from torchcls.group import Group
 from torchcls.history import History
 from torchcls.optim import (
     check_lr,
@@ -34,6 +35,9 @@ from torchcls.optim import (
 from torchcls.precision import check_precision, precision_of
 from torchcls.preflight.findings import Check, check_choice
 from torchcls.preflight.run import Preflight
+from torchcls.processes.group import processes
+from torchcls.processes.sharded import is_sharded
+from torchcls.processes.shares import check_not_shared
 from torchcls.run import Rest, Run, Source
 from torchcls.speed.loaders import taken_at_once
 from torchcls.speed.pieces import AutoPieces
@@ -222,8 +226,21 @@ def epochs(
 
 
 def _assembled(chosen: Any) -> Run:
-    """Check the arguments of a run, and put it together from them."""
+    """Check the arguments of a run, and put it together from them, alike in all processes."""
+    check_can_train()
+    group = processes()
+    with group.together():
+        run, survival, display = _put_together(chosen, group)
+    where = None if survival is None else survival.keep(run)
+    if where is not None:
+        display.say(f"going on in {chosen.checkpoint}: {where}")
+    return run
+
+
+def _put_together(chosen: Any, group: Group) -> tuple[Run, Survival | None, Display]:
     _check(chosen)
+    for source in (chosen.train, chosen.valid) if group.size > 1 else ():
+        check_not_shared(source)
     model, train, valid, loss_fn = chosen.model, chosen.train, chosen.valid, chosen.loss_fn
     device = chosen.device
     if device is not None:
@@ -249,14 +266,16 @@ def _assembled(chosen: Any) -> Run:
         doubts=doubts_about(schedule, **length),
         forward=chosen.forward,
         train_metrics=chosen.train_metrics,
+        group=group,
     )
-    survival = None if chosen.checkpoint is None else Survival(chosen)
+    survival = None if chosen.checkpoint is None else Survival(chosen, group)
     # Everything is checked: from here on something changes.
     device = place(model, device, optimizer=optimizer)
     precision, nearby = precision_of(chosen.precision, device), Nearby(device)
     # What "auto" knows of layers and sizes, it knows of float32. Validation has a mode and a batch
     # of its own: a size that was asked for is for training.
     is_auto = chosen.micro_batch == "auto" and chosen.precision == "float32"
+    is_auto = is_auto and not is_sharded(model)
     size = None if chosen.micro_batch == "auto" else chosen.micro_batch
     forward = chosen.forward
     pieces: Pieces = AutoPieces(model, forward=forward)
@@ -264,23 +283,27 @@ def _assembled(chosen: Any) -> Run:
     if not is_auto:
         pieces, of_valid = Pieces(model, size, forward=forward), Pieces(model, forward=forward)
 
-    display = Display(chosen.progress, chosen.epochs, steps, look.findings)
+    progress = chosen.progress if group.is_first else False
+    display = Display(progress, chosen.epochs, steps, look.findings)
+
+    def fast(source: Any) -> Any:
+        return taken_at_once(nearby.copy(source))
 
     def opened(epoch: int) -> Any:
         set_epoch(train, epoch)
-        return taken_at_once(nearby.copy(train))
+        return group.shares(train, fast)
 
     measured = partial(measure, model, device=device, pieces=of_valid, precision=precision)
-    look.measure = measured
+    look.measure = None if is_sharded(model) else measured  # whose forward needs all processes
 
     def validate(epoch: int) -> Evaluation:
-        batches = display.validating(taken_at_once(nearby.copy(valid)), epoch)
+        batches = display.validating(group.shares(valid, fast), epoch)
         name = f"valid in epoch {epoch}" if epoch else "valid"
-        return measured(batches, loss_fn, chosen.metrics, look=look, name=name)
+        return measured(batches, loss_fn, chosen.metrics, look=look, name=name, group=group)
 
     source = Source("train", train, opened)
     if survival is not None:
-        source = replayed = Replayed("train", train, opened, valid, device)
+        source = Replayed("train", train, opened, valid, device, group)
     run = Run(
         model,
         source,
@@ -292,6 +315,7 @@ def _assembled(chosen: Any) -> Run:
             precision=precision,
             clip_norm=chosen.clip_norm,
             keeps_outputs=bool(chosen.train_metrics),
+            group=group,
             watch=look.watch,
         ),
         optimizer,
@@ -300,26 +324,21 @@ def _assembled(chosen: Any) -> Run:
         schedule=schedule,
         validate=None if valid is None else validate,
         look=look,
-        scores=Scores(chosen.train_metrics, device) if chosen.train_metrics else None,
+        scores=Scores(chosen.train_metrics, device, group) if chosen.train_metrics else None,
     )
     run.history.findings = look.findings  # the same list: more may follow
     run.around = display.shown
     if survival is not None:
-        where = survival.keep(run, replayed)
-        if where is not None:
-            display.say(f"going on in {chosen.checkpoint}: {where}")
 
         def around(rests: Callable[[], Iterator[Rest]]) -> Iterator[Rest]:
             return display.shown(lambda: survival.kept(rests))
 
         run.around = around
-    return run
+    return run, survival, display
 
 
 def _check(chosen: Any) -> None:
     """Check everything that can be checked before anything is made."""
-    check_can_train()
-    _check_alone()
     model, optimizer, lr, clip_norm = chosen.model, chosen.optimizer, chosen.lr, chosen.clip_norm
     has_valid = chosen.valid is not None
     if not isinstance(model, nn.Module):
@@ -357,18 +376,6 @@ def _check(chosen: Any) -> None:
     forward_of(model, chosen.forward)
 
 
-def _check_alone() -> None:
-    """Refuse to train the same model once in each of several processes."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes.isdecimal() and int(processes) > 1:
-        raise RuntimeError(
-            f"fit and epochs must run in one process, got WORLD_SIZE={processes} from a launcher: "
-            "each process would train the same model by itself. Start one process, or use "
-            "tc.backward in a loop that shares the work. Where each is to train a model of its "
-            "own, take WORLD_SIZE out of its environment."
-        )
-
-
 def _columns(chosen: Any) -> dict[str, str | None]:
     """The numbers of a record, and whether "min" or "max" is better where that is known."""
     losses = ["train_loss", "smooth_loss", *(["valid_loss"] if chosen.valid is not None else [])]
@@ -402,6 +409,7 @@ def evaluate(
     metrics: Metrics = (),
     device: Device = None,
     forward: ForwardOf = None,
+    group: Group | None = None,
 ) -> Evaluation:
     """Measure a model on every batch: exact over the whole split, however it is cut.
 
@@ -420,6 +428,8 @@ def evaluate(
             called once with the outputs and targets of the whole split.
         device: Where to work; the model is taken there. None stays where the model is.
         forward: Called as ``forward(model, inputs)`` in place of ``model(inputs)``.
+        group: The processes that share every batch, as ``tc.processes()`` gives them; all get the
+            numbers of the whole split. None evaluates in this one alone.
 
     Returns:
         An ``Evaluation`` with ``.loss``, ``.metrics`` and ``.n``.
@@ -439,6 +449,9 @@ def evaluate(
     named_metrics(metrics)  # what is wrong with these shall show before anything is moved
     if loss_fn is not None:
         averaging_of(loss_fn)
-    pieces = AutoPieces(model, forward=forward)
-    device = place(model, device)
-    return measure(model, taken_at_once(batches), loss_fn, metrics, device, pieces=pieces)
+    pieces = Pieces(model, forward=forward)
+    if not is_sharded(model):
+        pieces = AutoPieces(model, forward=forward)
+    device, group = place(model, device), group or Group()
+    shares = group.shares(batches, taken_at_once)
+    return measure(model, shares, loss_fn, metrics, device, pieces=pieces, group=group)

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from torchcls.averaging import averaging_of
 from torchcls.batches import as_pair
 from torchcls.device import Device, place
+from torchcls.group import Group
 from torchcls.run import Run, Source
 from torchcls.step import ForwardOf, Loss, Pieces, Step, check_can_train, check_micro_batch
 
@@ -77,6 +78,7 @@ def train_one_epoch(
     device: Device = None,
     micro_batch: int | None = None,
     forward: ForwardOf = None,
+    group: Group | None = None,
 ) -> float:
     """Train on every batch once.
 
@@ -93,6 +95,8 @@ def train_one_epoch(
             the model is.
         micro_batch: Samples in a piece of a batch; None for whole batches. See ``backward``.
         forward: Called as ``forward(model, inputs)`` in place of ``model(inputs)``.
+        group: The processes that share every batch, as ``tc.processes()`` gives them; None trains
+            in this one alone.
 
     Returns:
         The mean loss of the epoch: one sum over all targets that count, divided by one sum, each
@@ -113,6 +117,7 @@ def train_one_epoch(
     pieces = Pieces(model, micro_batch, forward=forward)
     averaging_of(loss_fn)  # what is wrong with it shall show before anything is moved
     device = place(model, device, optimizer=optimizer)
-    step = Step(model, loss_fn, device=device, pieces=pieces)
-    run = Run(model, Source("batches", batches), step, optimizer, device)
+    step = Step(model, loss_fn, device=device, pieces=pieces, group=group)
+    source = Source("batches", batches, lambda epoch: step.group.shares(batches))
+    run = Run(model, source, step, optimizer, device)
     return float(next(run)["train_loss"])

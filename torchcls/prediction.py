@@ -25,6 +25,7 @@ from torchcls.batches import (
 )
 from torchcls.device import Device, place
 from torchcls.evaluation import evaluating, kept_tensor
+from torchcls.group import Group
 from torchcls.history import replacing
 from torchcls.step import Forward, ForwardOf, Loss, forward_of
 
@@ -118,6 +119,7 @@ def predict(
     batch_size: int = 256,
     device: Device = None,
     forward: ForwardOf = None,
+    group: Group | None = None,
 ) -> Predictions:
     """Run a model over data and keep, on the CPU, what it says of every sample, in order.
 
@@ -134,6 +136,8 @@ def predict(
         batch_size: Samples at a time, where it is here that ``data`` is cut.
         device: Where to work; the model is taken there. None stays where the model is.
         forward: Called as ``forward(model, inputs)`` in place of ``model(inputs)``.
+        group: The processes that share every batch, as ``tc.processes()`` gives them; all get the
+            predictions of the whole data. None predicts in this one alone.
 
     Raises:
         TypeError: If the model's outputs are no tensor, or ``data`` is neither inputs nor batches.
@@ -150,14 +154,14 @@ def predict(
         (torch.Size([5, 3]), torch.Size([5]), None)
     """
     check_whole_number("batch_size", batch_size, at_least=1)
-    call = forward_of(model, forward)
+    call, group = forward_of(model, forward), group or Group()
     device = place(model, device)
     whole = _whole(data)
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
-    with evaluating(model):
-        batches = pairs(data, "data", read=_pair) if whole is None else _cut(whole, batch_size)
-        for batch in batches:
+    with evaluating(model), group.together():
+        shares = group.shares(data if whole is None else _Cut(whole, batch_size))
+        for batch in pairs(shares, "data", read=_pair, may_be_empty=whole is not None):
             inputs, target = to_device(batch[0], device), batch[1]
             output = call(inputs) if outputs else _first(call, inputs, target, whole, device)
             remedy = "Wrap the model so that it returns the one to keep."
@@ -166,6 +170,10 @@ def predict(
                 law = "targets must be one tensor to be kept"
                 remedy = "Leave them out: predict(model, (inputs for inputs, _ in data))."
                 targets.append(kept_tensor(target, law, remedy))
+            if not group.part.rows:  # of a sample that stands in for none
+                outputs[-1], targets[-1:] = outputs[-1][:0], [kept[:0] for kept in targets[-1:]]
+    outputs = group.from_first(group.gathered(outputs))
+    targets = group.from_first(group.gathered(targets))
     if not outputs:
         shape = mapped(lambda leaf: tuple(leaf.shape), whole)
         raise ValueError(f"data must hold at least one sample, got shape {shape}.")
@@ -200,8 +208,14 @@ def _whole(data: Any) -> Any:
     return None
 
 
-def _cut(whole: Any, size: int) -> Iterator[Pair]:
-    return ((inputs, None) for inputs in split(whole, size))
+class _Cut:
+    """Whole inputs as batches, without targets."""
+
+    def __init__(self, whole: Any, size: int) -> None:
+        self._whole, self._size = whole, size
+
+    def __iter__(self) -> Iterator[Pair]:
+        return ((inputs, None) for inputs in split(self._whole, self._size))
 
 
 def _as_tensor(value: Any) -> Any:

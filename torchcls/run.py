@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torchcls.averaging import Count, Mean
 from torchcls.batches import mapped, pairs, to_device
 from torchcls.evaluation import Evaluation, Look, Scores
+from torchcls.group import FirstLeftError
 from torchcls.history import History, Record
 from torchcls.state import load_modules, modules_state
 from torchcls.step import Step, Taken, check_can_train
@@ -124,6 +125,7 @@ class Run:
         optimizer: The optimizer, the user's own or the default one.
         model: The model: in training mode in a loop over the steps of an epoch, as it was found
             between two epochs and wherever that loop is left.
+        group: The processes that share the run: ``run.group.is_first`` is True in one of them.
         is_broken: Whether an error has left a step half done. The epoch at hand then begins again
             with the weights as they are, unless a state is loaded.
 
@@ -155,7 +157,7 @@ class Run:
     ) -> None:
         self._scores = scores
         self.model, self.optimizer, self.history = model, optimizer, History()
-        self.source, self.step, self.device = source, step, device
+        self.source, self.step, self.device, self.group = source, step, device, step.group
         self.is_broken = False
         self._epochs, self._validate, self._look = epochs, validate, look
         self._schedule = schedule or Schedule()
@@ -205,6 +207,12 @@ class Run:
         """The stream from where the run stands; whoever leaves it can come back."""
         check_can_train()
         if self.is_broken:
+            if self.group.size > 1:
+                raise RuntimeError(
+                    "run must not go on after an error, an interrupt or a break in one of its "
+                    f"{self.group.size} processes, which no longer stand at one step. Start the "
+                    "processes again, with checkpoint=... and resume=True."
+                )
             self._at, self.is_broken = self._at.begun_again(), False
             self.step.load_state_dict(self.step.state_dict())  # of a scale, what the step began
         while True:
@@ -215,17 +223,22 @@ class Run:
                 else:
                     with torch.enable_grad():
                         at = next(self._stream, None)
+            except FirstLeftError:  # where the others stand
+                self._stream, self._batches, self.is_broken = None, None, True
+                return
             except BaseException:
                 self._stream, self._batches = None, None
                 self.is_broken = not self._at.is_trained
                 raise
             if at is None:
                 self._stream = None
+                self.group.leave()
                 return
             try:
                 yield at
             except GeneratorExit:
                 self._close()
+                self.group.leave()
                 raise
 
     def _close(self) -> None:
@@ -236,7 +249,10 @@ class Run:
 
     def _train(self) -> Generator[Rest, None, None]:
         """The one training loop: yields at every rest."""
-        while self._at.epoch < self._epochs and not (self._is_stopped and self._at.step == 0):
+        while self._at.epoch < self._epochs:
+            if self._at.step == 0 and self.group.stops(self._is_stopped):
+                self._is_stopped = True
+                return
             at, started = self._at, time.perf_counter()
             if not at.is_trained:
                 yield from self._train_epoch(at)
@@ -250,6 +266,7 @@ class Run:
             record = at.record(train_metrics, found)
             self._schedule.after_epoch(record)
             record["time"] = at.seconds + time.perf_counter() - started
+            record = self.group.from_first(record)
             if len(self.history) == at.epoch:  # an interrupt may have come behind it
                 self.history.append(record)
             self._at = at.next_epoch()
@@ -258,16 +275,21 @@ class Run:
     def _train_epoch(self, at: "_At") -> Generator[Rest, None, None]:
         """The steps of one epoch, or what is left of them."""
         step, optimizer, schedule, look = self.step, self.optimizer, self._schedule, self._look
-        scores = self._scores
+        scores, group = self._scores, self.group
         batch: Any = None
         started = time.perf_counter()
         try:
-            with training(self.model) as keep_modes, schedule.during_epoch(at.epoch, at.step):
+            with (
+                group.failing(),
+                training(self.model) as keep_modes,
+                schedule.during_epoch(at.epoch, at.step),
+            ):
                 step.renew()
                 if scores is not None and at.step == 0:
                     scores.reset()
                 if self._batches is None:
                     self._batches = self.source.rest_of(at.epoch, at.step)
+                group.prepare(self.model, step.loss_fn, optimizer)
                 for batch in self._batches:
                     batch = to_device(batch, self.device)
                     schedule.before_step()
@@ -287,6 +309,7 @@ class Run:
                     yield Rest(at.epoch, at.step, at.loss)
                     started = time.perf_counter()
                     keep_modes()
+                group.end_epoch()
         except Exception as failure:
             if look is not None:
                 look.explain(failure, batch)

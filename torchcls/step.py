@@ -20,7 +20,16 @@ from torchcls.averaging import (
     one_number,
     wide,
 )
-from torchcls.batches import Pair, check_whole_number, mapped, split, to_device
+from torchcls.batches import (
+    Pair,
+    check_whole_number,
+    joined,
+    mapped,
+    no_rows,
+    split,
+    to_device,
+)
+from torchcls.group import Group
 
 Loss = Callable[[Any, Any], Any]
 Forward = Callable[[Any], Any]
@@ -152,6 +161,7 @@ class Step:
         precision: What the model runs in; None is float32.
         clip_norm: The largest global norm of the gradients; longer ones are scaled down to it.
         keeps_outputs: Whether ``Taken.parts`` are wanted.
+        group: The processes that share every batch; None is this one alone.
         watch: From the loss to what is called in its place, by whoever looks at its first call.
     """
 
@@ -165,9 +175,10 @@ class Step:
         precision: Precision | None = None,
         clip_norm: float | None = None,
         keeps_outputs: bool = False,
+        group: Group | None = None,
         watch: Callable[[Loss], Loss] = lambda loss_fn: loss_fn,
     ) -> None:
-        self._keeps_outputs, self._watch = keeps_outputs, watch
+        self._keeps_outputs, self._watch, self.group = keeps_outputs, watch, group or Group()
         self._given_loss, self._device, self._clip_norm = loss_fn, device, clip_norm
         self.pieces, self.precision = pieces or Pieces(model), precision or Precision()
         self.renew()
@@ -216,7 +227,7 @@ class Step:
     def backward(self, batch: Pair) -> Taken:
         """Add a batch's gradients, piece by piece."""
         forward, pieces = self.pieces.cut(batch)
-        if len(pieces) != 1:
+        if len(pieces) != 1 or self.group.size > 1:
             return self._backward_in_pieces(forward, pieces, batch)
         inputs, targets = pieces[0]
         averaging = self._averaging
@@ -235,58 +246,91 @@ class Step:
         return Taken(loss, mean, numerator, count, inputs, targets, outputs, batch, parts)
 
     def _backward_in_pieces(self, forward: Forward, pieces: list[Pair], batch: Pair) -> Taken:
-        averaging = self._averaging
+        averaging, group = self._averaging, self.group
         if not averaging.may_be_cut(batch[1]):
             raise ValueError(
                 "micro_batch must be None for a loss_fn whose weight has a row for each sample of "
-                "the batch, since a piece has fewer. Give the weights with the targets instead."
+                "the batch, since a piece has fewer (as has the share of one of several "
+                "processes). Give the weights with the targets instead."
             )
-        counts = [averaging.count(piece) for piece in pieces]
+        pieces, real = group.evened(pieces, self.pieces.size)
+        counts = [averaging.count(p) if i < real else 0 for i, p in enumerate(pieces)]
         total: Count = sum(counts)
+        added: Count | None = None  # the numerator of the whole batch, where it is known early
         whole, numerators = Sum(), Sum()
         fractions: list[tuple[Tensor, Tensor]] = []
         parts: list[Pair] = []
         first: Any = (*batch, None)
         loss = torch.zeros((), device="cpu")
         for i, ((inputs, targets), count) in enumerate(zip(pieces, counts, strict=True)):
+            is_real, is_last = i < real, i == len(pieces) - 1
             outputs = self.precision.outputs(forward, inputs)
             first = (inputs, targets, outputs) if i == 0 else first
             if self._keeps_outputs or not self._is_trusted:
-                parts.append((without_graph(outputs), targets))
+                part = without_graph(outputs), targets
+                parts.append(part if is_real else no_rows(part))
             if averaging.is_elementwise:
                 _check_same_shape(outputs, targets)
             result = self._called(outputs, targets)
             if is_fraction(result):
-                fractions.append(fraction(result))
+                top, bottom = fraction(result)
+                top = zero_where_nothing_counts(top, outputs, int(is_real))
+                fractions.append((top, bottom * is_real))
                 continue
             if averaging.numerator is None:
-                loss = one_number(result) * averaging.share(count, total)
-                loss = zero_where_nothing_counts(loss, outputs, count)
+                term, times = one_number(result), 1 if averaging.is_sum else count
+                term = zero_where_nothing_counts(term, outputs, count)
             else:
-                numerator = averaging.numerator(outputs, targets)
-                numerators.add(wide(numerator))
-                loss = numerator * averaging.share(1, total)
+                term, times = averaging.numerator(outputs, targets), 1
+                term = zero_where_nothing_counts(term, outputs, int(is_real))
+            if group.size > 1 or averaging.numerator is not None:
+                numerators.add(wide(term) * times)
+            if i == 0:
+                total, added = group.total(total, numerators.added() if is_last else None)
+            loss = term * averaging.share(times, total)
+            if averaging.numerator is not None:
                 loss = zero_where_nothing_counts(loss, outputs, total)
-            self.precision.backward(loss)
+            self.precision.backward(group.reduced(loss, is_last=is_last))
             whole.add(loss)
         if fractions:  # their total is known only now, so none could go backward before
-            sums = zip(*fractions, strict=True)
-            loss, total = divided(tuple(sum(map(_wide_enough, part)) for part in sums))
+            columns: Any = zip(*fractions, strict=True)
+            summed: list[Any] = [sum(map(_wide_enough, column)) for column in columns]
+            tops, bottoms = summed
+            total, added = group.total(wide(bottoms), wide(tops))
+            total = torch.as_tensor(total, dtype=bottoms.dtype, device=bottoms.device)
+            loss, total = divided((tops, total))
             loss = zero_where_nothing_counts(loss, None, total)
-            self.precision.backward(loss)
+            self.precision.backward(group.reduced(loss, is_last=True))
             whole.add(loss)
+        group.stepped()
+        result = whole.added()
+        if group.size > 1:
+            (added,) = group.sum(numerators.added()) if added is None else (added,)
+            result = added * averaging.share(1, total)
+            parts = [tuple(map(joined, zip(*parts, strict=True)))] if parts else []
         # Half precision cannot tell a sum.
         dtype = torch.promote_types(loss.dtype, torch.float32)
-        summed = torch.as_tensor(whole.added(), dtype=dtype, device=loss.device)
+        of_batch = torch.as_tensor(result, dtype=dtype, device=loss.device)
         if parts and not fractions and not self._is_trusted:
-            _check_pieces_add_up(summed, [part[0] for part in parts], batch[1], self.loss_fn)
-            # A batch may pass by chance, and on the CPU every one is looked at. To look is to wait
-            # for an accelerator: there the first one has to do.
-            self._is_trusted = loss.device.type != "cpu"
-        mean = wide(averaging.reported(summed, total))
-        added = mean * total if averaging.numerator is None else numerators.added()
+            self._check_pieces_add_up(of_batch, parts, batch)
+        mean = wide(averaging.reported(of_batch, total))
+        if group.size == 1:
+            added = mean * total if averaging.numerator is None else numerators.added()
+        assert added is not None
         inputs, targets, outputs = first
-        return Taken(summed, mean, added, total, inputs, targets, outputs, batch, parts)
+        return Taken(of_batch, mean, added, total, inputs, targets, outputs, batch, parts)
+
+    def _check_pieces_add_up(self, whole: Tensor, parts: list[Pair], batch: Pair) -> None:
+        """Let the first process compare, and know from then on that a loss may be cut."""
+        group = self.group
+        found = parts if group.size == 1 else group.gathered(parts)
+        with group.together():
+            if found is not None:
+                targets = batch[1] if group.size == 1 else joined([part[1] for part in found])
+                _check_pieces_add_up(whole, [part[0] for part in found], targets, self.loss_fn)
+        # A batch may pass by chance, and on the CPU every one is looked at. To look is to wait for
+        # an accelerator, or for all processes: there the first one has to do.
+        self._is_trusted = whole.device.type != "cpu" or group.size > 1
 
     def state_dict(self) -> dict[str, Any]:
         """What moves from step to step, beside weights and optimizer."""

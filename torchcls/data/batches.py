@@ -91,6 +91,7 @@ class Batches:
         self.drop_last = drop_last
         self.transform = transform
         self._position = _Position()
+        self._picked: Callable[[Any], Any] | None = None  # of the rows of a batch some
         if len(self) == 0:
             raise ValueError(
                 f"batch_size must be at most the number of samples when drop_last=True, got "
@@ -148,6 +149,17 @@ class Batches:
         moved._position = copy.copy(self._position)
         return moved
 
+    def share(self, picked: Callable[[Any], Any]) -> "Batches":
+        """The same pass over a part of every batch.
+
+        Args:
+            picked: From the numbers of a batch's rows, a range or a tensor, to some of them, in
+                order.
+        """
+        shared = copy.copy(self)
+        shared._picked = picked
+        return shared
+
     def __len__(self) -> int:
         whole, rest = divmod(len(self.inputs), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
@@ -187,6 +199,9 @@ class Batches:
         slices = [slice(i * size, (i + 1) * size) for i in range(start, len(self))]
         if not self.shuffle:
             for cut in slices:
+                if self._picked is not None:
+                    rows = self._picked(range(*cut.indices(len(self.inputs))))
+                    cut = slice(rows.start, rows.stop)
                 yield self.inputs[cut], self.targets[cut]
             return
         generator = seeded_generator(self.seed, epoch)
@@ -194,10 +209,11 @@ class Batches:
         rows = order.to(self.inputs.device)  # moved once per epoch, not once per batch
         target_rows = order.to(self.targets.device)
         for cut in slices:
-            yield (
-                self.inputs.index_select(0, rows[cut]),
-                self.targets.index_select(0, target_rows[cut]),
-            )
+            of_inputs, of_targets = rows[cut], target_rows[cut]
+            if self._picked is not None:
+                some = self._picked(order[cut])
+                of_inputs, of_targets = some.to(rows.device), some.to(target_rows.device)
+            yield self.inputs.index_select(0, of_inputs), self.targets.index_select(0, of_targets)
 
     def __repr__(self) -> str:
         transform = self.transform

@@ -25,9 +25,9 @@ CODES = {
         "model and optimizer": """all-frozen batch-statistics forward-fails learning-rate maximize
             no-gradient nothing-moves optimizer-misses optimizer-of-another-model optimizer-part
             trains-in-evaluation unheld-parameters""",
-        "data": """batch-form class-tables input-dtype input-shape last-batch one-class one-input
-            repeated-batches scale-differs shape-differs sorted-targets unscaled-inputs
-            valid-drops-samples valid-is-train valid-overlaps""",
+        "data": """batch-form class-tables idle-processes input-dtype input-shape last-batch
+            one-class one-input repeated-batches scale-differs shape-differs sorted-targets
+            unscaled-inputs valid-drops-samples valid-is-train valid-overlaps""",
         "numbers": "non-finite-gradient non-finite-loss non-finite-valid-loss",
         "validation": "valid-fails",
     }.items()
@@ -97,14 +97,20 @@ def check_choice(check: str, ignore: Collection[str]) -> None:
             )
 
 
-def act_on(findings: Iterable[Finding], check: Check, ignore: Collection[str]) -> list[Finding]:
-    """Raise for errors and warn of doubts, as ``check`` says; returns what was not ignored."""
+def act_on(
+    findings: Iterable[Finding], check: Check, ignore: Collection[str], *, is_heard: bool = True
+) -> list[Finding]:
+    """Raise for errors and warn of doubts, as ``check`` says; returns what was not ignored.
+
+    Of several processes only the first ``is_heard``: the others do not warn.
+    """
     kept = [finding for finding in findings if finding.code not in ignore]
     if check == "off":
         return []
     errors = [finding for finding in kept if finding.severity == "error"]
     doubts = [finding for finding in kept if finding.severity == "warning"]
-    for finding in [*errors, *doubts] if check == "warn" else doubts:
+    doubts = [*errors, *doubts] if check == "warn" else doubts
+    for finding in doubts if is_heard else ():
         warn(str(finding))
     if errors and check == "error":
         raise ContractError(errors)

@@ -15,6 +15,7 @@ from torchcls import heads
 from torchcls.averaging import Mean
 from torchcls.batches import Pair, generators_of, num_batches, samples_of, split
 from torchcls.evaluation import Metrics, named_metrics
+from torchcls.group import Group
 from torchcls.preflight import contract, failure, inside, scores, sources, training
 from torchcls.preflight import targets as of_targets
 from torchcls.preflight.check import check as check_batch
@@ -53,7 +54,9 @@ class Preflight:
         doubts: Iterable[str] = (),
         forward: ForwardOf = None,
         train_metrics: Metrics = (),
+        group: Group | None = None,
     ) -> None:
+        self._group = group or Group()
         self._train_metrics = train_metrics
         self._forward, self._call = forward, forward_of(model, forward)
         self._model, self._loss_fn, self._metrics = model, loss_fn, metrics
@@ -82,7 +85,8 @@ class Preflight:
 
     def _settle(self, findings: Iterable[Finding]) -> None:
         new = [f for f in findings if f not in self.findings and f.code not in self._said_before]
-        self.findings += act_on(new, self._check, self._ignore)
+        is_heard = self._group.is_first
+        self.findings += act_on(new, self._check, self._ignore, is_heard=is_heard)
 
     def _say_once(self, code: str, message: str) -> None:
         """Raise an error, or say it and look for it no more."""
@@ -148,9 +152,10 @@ class Preflight:
         called, self._called = self._called, None
         is_empty = outputs is None or (isinstance(outputs, Tensor) and outputs.numel() == 0)
         if not self._has_seen_step and not is_empty:
-            self._settle(self._of_first_step(taken, called))
-            if self._valid is not None and self.measure is not None:
-                self._of_valid(taken, self.measure)
+            with self._group.together():  # what one share shows is everybody's
+                self._settle(self._of_first_step(taken, called))
+                if self._valid is not None and self.measure is not None:
+                    self._of_valid(taken, self.measure)
             self._has_seen_step = True
             if self._number == 0 and not self._scales_loss:  # which may skip first steps
                 self._norms = training.norms(self._optimizer)
@@ -175,8 +180,10 @@ class Preflight:
         found += inside.unheld_findings(given, model, loss_fn, self._optimizer)
         if called is not None:
             found += inside.loss_findings(called, loss_fn, outputs, targets)
-        if samples_of((inputs, targets)) < samples_of(taken.batch):
-            found += training.batch_statistics(model)
+        is_shared = self._group.size > 1
+        if is_shared or samples_of((inputs, targets)) < samples_of(taken.batch):
+            found += training.batch_statistics(model, is_shared=is_shared)
+        found += training.idle_processes(self._group)
         of_train = scores.copies_of(named_metrics(self._train_metrics))
         found += scores.findings_of(of_train, outputs, targets, loss_fn)
         for source in (self._train, self._valid):
@@ -326,6 +333,7 @@ class Preflight:
         else:
             self._settle(training.movement_findings(norms))
         self._settle(sources.more_batches(self._train, self._number + 1))
+        self.findings[:] = self._group.from_first(self.findings)
 
     def at_valid(self, number: int, loss: float, batch: Pair, outputs: Any) -> None:
         """Look at a validation batch: the first beside training, of each the loss."""

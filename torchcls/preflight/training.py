@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from torchcls import heads
+from torchcls.group import Group
 from torchcls.preflight.findings import Finding, error, note, warning
 from torchcls.step import Loss
 
@@ -55,14 +56,25 @@ def untrained(model: nn.Module, optimizer: Optimizer) -> set[int]:
     return set()
 
 
-def batch_statistics(model: nn.Module) -> Iterator[Finding]:
+def batch_statistics(model: nn.Module, *, is_shared: bool = False) -> Iterator[Finding]:
     """Whether statistics are taken over the samples that go through at a time."""
     modules = model.named_modules()
     names = [name for name, m in modules if isinstance(m, _BatchNorm) and m.training]
     if names:
-        seen = f"BatchNorm ({_some(names)}) takes its statistics over each piece of micro_batch"
-        fix = "Freeze it with .eval(), use GroupNorm, or leave micro_batch at None."
+        part, instead = "each piece of micro_batch", "leave micro_batch at None"
+        if is_shared:
+            part, instead = "each process's share of a batch", "train in one process"
+        seen = f"BatchNorm ({_some(names)}) takes its statistics over {part}"
+        fix = f"Freeze it with .eval(), use GroupNorm, or {instead}."
         yield warning("batch-statistics", f"{seen}, and moves them with each. {fix}")
+
+
+def idle_processes(group: Group) -> Iterator[Finding]:
+    """Whether the first batch has fewer samples than there are processes."""
+    whole, size = group.part.whole, group.size
+    if whole < size:
+        seen = f"The first batch has {whole} samples for {size} processes, of which some idle"
+        yield note("idle-processes", f"{seen}: the numbers are exact all the same.")
 
 
 def _frozen(model: nn.Module) -> Iterator[Finding]:

@@ -180,12 +180,13 @@ def plain(value: Any) -> Any:
     return value
 
 
-def circumstances(device: torch.device) -> dict[str, Any]:
+def circumstances(device: torch.device, processes: int) -> dict[str, Any]:
     """What the last bits of a run depend on beside its arguments."""
     is_cast = torch.is_autocast_enabled(device.type)
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "device": device.type,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "autocast": str(torch.get_autocast_dtype(device.type)) if is_cast else "off",

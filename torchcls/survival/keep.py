@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from torchcls.group import Group
 from torchcls.run import Rest, Run
 from torchcls.state import written
 from torchcls.survival.arguments import at_rest, check_same, circumstances, described, plain
@@ -28,17 +29,21 @@ class Survival:
     Args:
         choices: Has the arguments of ``fit`` as attributes, the optimizer made. Nothing is changed
             yet, but the folder is locked, and what is in it is checked.
+        group: The processes that share the run. The first one has the folder, reads and writes.
     """
 
     _run: Run
     _source: Replayed
 
-    def __init__(self, choices: Any) -> None:
-        self._folder = Folder(Path(choices.checkpoint).expanduser(), choices.save_every)
+    def __init__(self, choices: Any, group: Group) -> None:
+        self._group, self._path = group, Path(choices.checkpoint).expanduser()
+        self._folder = Folder(self._path, choices.save_every) if group.is_first else None
         self._best = best_by(choices.best, choices.metrics, has_valid=choices.valid is not None)
         self._choices, self._told = choices, described(choices)
         self._saved: tuple[int, int, bool] | None = None  # where the run stood then
-        self._state = self._folder.open(resume=choices.resume, check=self._check)
+        self._state: dict[str, Any] | None = None
+        if self._folder is not None:
+            self._state = self._folder.open(resume=choices.resume, check=self._check)
 
     def _check(self, state: dict[str, Any], path: Path) -> None:
         told, choices = state["told"], self._choices
@@ -47,16 +52,17 @@ class Survival:
         check_same(told, now, moved=state["beside"].get("numbers", {}), path=path)
         self._told = told
 
-    def keep(self, run: Run, source: Replayed) -> str | None:
+    def keep(self, run: Run) -> str | None:
         """Take a run in, which goes to the state in the folder; says where it stands then."""
-        self._run, self._source = run, source
-        state, self._state = self._state, None
+        assert isinstance(run.source, Replayed)
+        self._run, self._source = run, run.source
+        state, self._state = self._group.from_first(self._state), None
         if state is None:
             return None
         try:
             run.load_state_dict(state)
         except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-            words = f"{self._folder.path} must hold the whole state of such a run"
+            words = f"{self._path} must hold the whole state of such a run"
             raise ValueError(f"{words}, got {type(error).__name__}: {error}.") from error
         self._compare(state["circumstances"])
         self._saved = epoch, step, is_stopped = run.position
@@ -71,13 +77,15 @@ class Survival:
             if self._run.is_broken:
                 self._go_back()
             if self._saved is None and not _is_lazy(self._run.model):
-                self._save(must=True)  # before the first step, or it is found that nothing can be
+                with self._group.together():
+                    self._save(must=True)  # before the first step, or it is found that none can be
             try:
                 for at in rests():
                     if at.record is not None:
                         self._source.try_again(at.epoch)
                         self._keep_best()
-                    if at.record is not None or self._folder.is_due() or self._saved is None:
+                    is_due = self._folder is not None and self._folder.is_due()
+                    if at.record is not None or is_due or self._saved is None:
                         self._save()
                     yield at
                 self._save_where_it_stands()
@@ -97,13 +105,14 @@ class Survival:
 
     def _compare(self, before: dict[str, Any]) -> None:
         """See whether a run that is taken up can come to the same bits here."""
-        now, (epoch, step, _) = circumstances(self._run.device), self._run.position
+        now, (epoch, step, _) = self._circumstances(), self._run.position
         changed = [f"{k} was {before.get(k)}, is {v}" for k, v in now.items() if before.get(k) != v]
         if _is_compiled(self._run.model):
             changed.append("a compiled model may get other kernels in another process")
         if changed:
             text = ", ".join(changed)
-            warn(f"The run goes on to rounding, not to the same bits: {text}.")
+            if self._group.is_first:
+                warn(f"The run goes on to rounding, not to the same bits: {text}.")
         elif step == 0 and not self._source.begins_alike(epoch - 1):  # inside, it is passed over
             raise ValueError(
                 "train must give the batches of the run that is resumed, got another first batch: "
@@ -114,9 +123,13 @@ class Survival:
     def _save(self, *, must: bool = False) -> None:
         run, choices = self._run, self._choices
         told = self._told | at_rest(choices.model, choices.optimizer)
-        state = {**run.state_dict(), "told": told, "circumstances": circumstances(run.device)}
-        self._folder.save(plain(state), must=must)
+        if self._folder is not None:
+            state = {**run.state_dict(), "told": told, "circumstances": self._circumstances()}
+            self._folder.save(plain(state), must=must)
         self._saved = run.position  # also where it failed, which costs a warning and not one a step
+
+    def _circumstances(self) -> dict[str, Any]:
+        return circumstances(self._run.device, self._group.size)
 
     def _save_where_it_stands(self) -> None:
         if not self._run.is_broken and self._run.position != self._saved:
@@ -124,12 +137,17 @@ class Survival:
 
     def _keep_best(self) -> None:
         history = self._run.history
-        if self._best is not None and is_best(history, *self._best):
+        if self._folder is not None and self._best is not None and is_best(history, *self._best):
             model = written(self._run.model)
             self._folder.save_best(model=model.state_dict(), record=plain(dict(history[-1])))
 
     def _go_back(self) -> None:
-        """Leave a step that was broken off: to the last state."""
+        """Leave a step that was broken off: to the last state.
+
+        One process alone cannot: several are to be started again.
+        """
+        if self._folder is None or self._group.size > 1:
+            return
         try:
             self._run.load_state_dict(self._folder.newest())
         except Exception as error:  # the error that broke the step is the one to be raised
@@ -138,7 +156,8 @@ class Survival:
     def _begin_again(self, why: str) -> None:
         """Go to the start of an epoch that cannot be taken up inside."""
         epoch, step, _ = self._run.position
-        self._run.load_state_dict(self._folder.start_of(epoch))
+        state = None if self._folder is None else self._folder.start_of(epoch)
+        self._run.load_state_dict(self._group.from_first(state))
         warn(
             f"The run goes on from the start of epoch {epoch} (counted from 0) and not from its "
             f"batch {step}, since train cannot be replayed: {why}."

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchcls.batches import mapped, parts_of
 from torchcls.device import random_state, set_random_state
+from torchcls.group import Group
 from torchcls.run import Source
 from torchcls.warn import warn
 
@@ -35,6 +36,8 @@ class Replayed(Source):
         opened: From the number of an epoch to what gives its batches.
         valid: The validation batches: their generators are kept, too.
         device: The device whose generator counts.
+        group: The processes that share every batch: which one that was says its mark, not the share
+            that one process has of it.
     """
 
     def __init__(
@@ -44,9 +47,10 @@ class Replayed(Source):
         opened: Callable[[int], Iterable[Any]],
         valid: Any,
         device: torch.device,
+        group: Group,
     ) -> None:
         super().__init__(name, batches, opened)
-        self._loaders, self._device = (batches, valid), device
+        self._loaders, self._device, self._group = (batches, valid), device, group
         # What a transform draws from is not in the state of the batches that it is a part of.
         self._goes_on = self._is_stateful and getattr(batches, "transform", None) is None
         self._start: dict[str, Any] | None = None  # how all stood when the epoch at hand began
@@ -91,6 +95,8 @@ class Replayed(Source):
         number = sum(1 for _ in self._watched(islice(iterator, step), is_first=True))
         if number < step:
             raise CannotReplayError(f"it ended after {number} batches when it was started again")
+        if kept["is_shared"] != (self._group.size > 1):
+            return  # marks and checksums of targets: one says nothing of the other
         if (self._passed, self._first) != (kept["passed"], kept["first"]):
             raise CannotReplayError("it handed out other batches when it was started again")
 
@@ -99,11 +105,15 @@ class Replayed(Source):
         before = look()
         for batch in iterator:
             self._is_ahead |= before != look()  # between two steps, while workers fetch
-            self._passed = checksum(batch[1], self._passed)
+            self._passed = checksum(self._told(batch[1]), self._passed)
             if is_first:
-                self._first, is_first = checksum(batch), False
+                self._first, is_first = checksum(self._told(batch)), False
             yield batch
             before = look()
+
+    def _told(self, content: Any) -> Any:
+        """What tells a batch from another one, in all processes alike."""
+        return content if self._group.size == 1 else self._group.part.mark
 
     def begins_alike(self, epoch: int) -> bool:
         """Whether the epoch last begun would begin with the same batch, were it started again.
@@ -115,7 +125,7 @@ class Replayed(Source):
         here = self._stand()
         try:
             self._go_to(self._start, self._start["batches"])
-            return checksum(next(self._started(epoch))) == self._first
+            return checksum(self._told(next(self._started(epoch)))) == self._first
         finally:
             self._go_to(here, here["batches"])
 
@@ -149,7 +159,8 @@ class Replayed(Source):
             "passed": self._passed,
             "first": self._first,
         }
-        return {**stands, "why": self._why, "is_ahead": self._is_ahead}
+        is_shared = self._group.size > 1
+        return {"is_shared": is_shared, **stands, "why": self._why, "is_ahead": self._is_ahead}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand where another source stood, from the next call of ``rest_of`` on."""
