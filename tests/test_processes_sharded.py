@@ -103,3 +103,48 @@ def test_a_model_that_is_spread_trains_evaluates_and_predicts_alike(size):
         of_one = fitted(None)
         assert torch.allclose(weights, of_one[0], rtol=0, atol=1e-12)
         assert numbers == pytest.approx(of_one[1], abs=1e-12)
+
+
+# ------------------------------------------------------------------ saved and resumed
+
+
+def begun(folder, *, stops):
+    """A run of four epochs that is left in the third one, or goes on to its end."""
+    if tc.processes().size == 1:
+        torch.distributed.init_process_group("gloo")
+    model = spread(net())
+    train = tc.Batches(*data(65), batch_size=16, shuffle=True)
+    run = tc.epochs(
+        model, train, train, loss_fn=nn.CrossEntropyLoss(), epochs=4, metrics=[tc.accuracy],
+        optimizer=torch.optim.AdamW(model.parameters(), lr=1e-2), schedule=tc.one_cycle(),
+        checkpoint=folder, resume=True, save_every=1e-9, check="off", progress=False,
+    )  # fmt: skip
+    seen = []
+    for at in run.steps():
+        seen.append((at.epoch, at.step))
+        if stops and (at.epoch, at.step) == (2, 3):
+            break
+    return seen, full(model), [dict(record) | {"time": 0} for record in run.history]
+
+
+def left(folder):
+    return begun(folder, stops=True)[0]
+
+
+def resumed(folder):
+    return begun(folder, stops=False)
+
+
+def test_saved_by_two_processes_it_is_resumed_by_another_number(tmp_path):
+    name = "test_processes_sharded"
+    whole, *_ = in_processes(2, f"{name}:resumed", str(tmp_path / "whole"))
+    for size in (1, 3):
+        folder = str(tmp_path / str(size))
+        assert in_processes(2, f"{name}:left", folder)[0][-1] == (2, 3)
+        kept = tc.load_checkpoint(f"{folder}/last.pt")
+        assert kept["model"]["0.weight"].shape == (17, 6)  # whole, for anyone to load
+        seen, weights, history = in_processes(size, f"{name}:resumed", folder)[0]
+        assert seen[0] == (2, 4)
+        assert torch.allclose(weights, whole[1], rtol=0, atol=1e-12)
+        for record, expected in zip(history, whole[2], strict=True):
+            assert record == pytest.approx(expected, abs=1e-12)

@@ -36,11 +36,11 @@ from torchcls.precision import check_precision, precision_of
 from torchcls.preflight.findings import Check, check_choice
 from torchcls.preflight.run import Preflight
 from torchcls.processes.group import processes
-from torchcls.processes.sharded import is_sharded
 from torchcls.processes.shares import check_not_shared
 from torchcls.run import Rest, Run, Source
 from torchcls.speed.loaders import taken_at_once
 from torchcls.speed.pieces import AutoPieces
+from torchcls.state import is_sharded
 from torchcls.step import (
     ForwardOf,
     Loss,

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from torchcls.batches import mapped
+
 _OF_ANY_MODULE = vars(nn.Module()).keys()  # modes and marks of torch's own
 
 
@@ -58,7 +60,8 @@ def load_modules(
             if state[name] is None:
                 continue
             _make_room(module, {**state[name], **beside[name]})
-            module.load_state_dict(state[name])
+            own = module.state_dict()
+            module.load_state_dict({k: _spread_as(v, own.get(k)) for k, v in state[name].items()})
             for key, value in _left_out(module).items():
                 kept = beside[name].get(key, value).to(value.device)
                 if not torch.equal(value, kept):  # some cannot be written, and never move
@@ -68,6 +71,32 @@ def load_modules(
             parameter.copy_(value)
     for name, holder, attribute in _numbers(model, loss_fn, optimizer):
         holder[attribute] = beside["numbers"].get(name, holder[attribute])
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether parameters of a model are spread over processes, as ``fully_shard`` does."""
+    return any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+
+
+def whole(structure: Any) -> Any:
+    """The same structure with whole tensors, on the CPU, for those that processes share.
+
+    To be called in all processes. ``load_modules`` spreads them again over as many as there are.
+    """
+
+    def gathered(leaf: Any) -> Any:
+        return leaf.full_tensor().cpu() if hasattr(leaf, "full_tensor") else leaf
+
+    return mapped(gathered, structure)
+
+
+def _spread_as(value: Any, like: Any) -> Any:
+    """A whole tensor, spread over processes as another one is."""
+    if not hasattr(like, "device_mesh") or hasattr(value, "device_mesh"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
 def numbers_of(model: nn.Module, loss_fn: Any, optimizer: Optimizer) -> dict[str, Any]:
@@ -117,9 +146,14 @@ def _make_room(module: nn.Module, state: dict[str, Any]) -> None:
 
 def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """``load_state_dict``, but every tensor keeps its dtype: torch casts it to its parameter's."""
-    optimizer.load_state_dict(dict(state))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [i for group in state["param_groups"] for i in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=False):
+        if hasattr(parameter, "device_mesh"):
+            held = state["state"].get(number, {})
+            of_its_shape = {k: v for k, v in held.items() if v.shape == parameter.shape}
+            held |= {k: _spread_as(v, parameter) for k, v in of_its_shape.items()}
+    optimizer.load_state_dict(dict(state))
     for number, parameter in zip(numbers, parameters, strict=True):
         held = optimizer.state.get(parameter, {})
         for name, value in state["state"].get(number, {}).items():

@@ -23,7 +23,7 @@ from torchcls.group import FirstLeftError, Group
 from torchcls.processes import sharded
 from torchcls.processes.shares import Shares, check_not_shared
 from torchcls.processes.start import start
-from torchcls.state import modules_of
+from torchcls.state import is_sharded, modules_of
 
 
 def processes() -> Group:
@@ -110,7 +110,7 @@ class Processes(Group):
                 "own. Make them parameters of the model."
             )
         trained = list(named.values())
-        self.is_sharded = sharded.is_sharded(model)
+        self.is_sharded = is_sharded(model)
         if self.is_sharded:
             sharded.check(model, loss_fn)
         elif [id(p) for p in trained] != [id(p) for p in self._trained]:

@@ -7,11 +7,6 @@ from torch import nn
 from torchcls.state import modules_of
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters of a model are spread over processes."""
-    return any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
-
-
 def check(model: nn.Module, loss_fn: Any) -> None:
     """Refuse a loss that has parameters of its own beside a model that is spread."""
     loss = modules_of(model, loss_fn).get("loss")

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from torchcls.group import Group
 from torchcls.run import Rest, Run
-from torchcls.state import written
+from torchcls.state import is_sharded, whole, written
 from torchcls.survival.arguments import at_rest, check_same, circumstances, described, plain
 from torchcls.survival.best import best_by, is_best
 from torchcls.survival.folder import Folder
@@ -56,6 +56,7 @@ class Survival:
         """Take a run in, which goes to the state in the folder; says where it stands then."""
         assert isinstance(run.source, Replayed)
         self._run, self._source = run, run.source
+        self._is_sharded = self._group.size > 1 and is_sharded(run.model)
         state, self._state = self._group.from_first(self._state), None
         if state is None:
             return None
@@ -85,6 +86,8 @@ class Survival:
                         self._source.try_again(at.epoch)
                         self._keep_best()
                     is_due = self._folder is not None and self._folder.is_due()
+                    if self._is_sharded:  # all have to be there to gather its parts
+                        is_due = self._group.from_first(is_due)
                     if at.record is not None or is_due or self._saved is None:
                         self._save()
                     yield at
@@ -97,7 +100,7 @@ class Survival:
                 raise
             except BaseException:
                 if self._saved is not None and not self._run.is_broken:  # in validation, say
-                    self._save()
+                    self._save_alone()
                 if self._saved is not None:
                     self._go_back()
                 raise
@@ -123,8 +126,8 @@ class Survival:
     def _save(self, *, must: bool = False) -> None:
         run, choices = self._run, self._choices
         told = self._told | at_rest(choices.model, choices.optimizer)
+        state = {**whole(run.state_dict()), "told": told, "circumstances": self._circumstances()}
         if self._folder is not None:
-            state = {**run.state_dict(), "told": told, "circumstances": self._circumstances()}
             self._folder.save(plain(state), must=must)
         self._saved = run.position  # also where it failed, which costs a warning and not one a step
 
@@ -133,13 +136,19 @@ class Survival:
 
     def _save_where_it_stands(self) -> None:
         if not self._run.is_broken and self._run.position != self._saved:
+            self._save_alone()
+
+    def _save_alone(self) -> None:
+        """Save where the others may be elsewhere, so that nobody can gather what they have."""
+        if not self._is_sharded:
             self._save()
 
     def _keep_best(self) -> None:
         history = self._run.history
-        if self._folder is not None and self._best is not None and is_best(history, *self._best):
-            model = written(self._run.model)
-            self._folder.save_best(model=model.state_dict(), record=plain(dict(history[-1])))
+        if self._best is not None and is_best(history, *self._best):
+            model = whole(written(self._run.model).state_dict())
+            if self._folder is not None:
+                self._folder.save_best(model=model, record=plain(dict(history[-1])))
 
     def _go_back(self) -> None:
         """Leave a step that was broken off: to the last state.
