@@ -164,6 +164,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if tc.processes().size > 1:
+        raise ValueError("train must run in one process. For torchrun write a script with tc.fit.")
     device = tc.select_device(options.device)
     task = task_of(options.data, options.classes, options.head, options.seed)
     torch.manual_seed(options.seed)

@@ -70,6 +70,7 @@ class Processes(Group):
         self._gloo: Any = dist.new_group(backend="gloo")
         self._engine: DistributedDataParallel | None = None
         self.model: nn.Module | None = None
+        self.marks: dict[int, int] = {}  # of datasets, by id
         self._trained: list[nn.Parameter] = []
         self._may_tell = True  # whether the others will meet before they need anything else
         self._has_told = False
@@ -187,8 +188,14 @@ class Processes(Group):
 
     def sum(self, *numbers: Count) -> tuple[float, ...]:
         """Each number added up over the processes, in float64."""
-        vector = torch.tensor([float(number) for number in numbers], dtype=torch.float64)
-        dist.all_reduce(vector, group=self._gloo)
+        vector = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device="cpu")
+        try:
+            dist.all_reduce(vector, group=self._gloo)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "another process has ended without a word, and so all end: it was killed, ran out "
+                f"of memory, or failed in its backward pass, and says so itself ({error})"
+            ) from error
         return tuple(vector.tolist())
 
     def stops(self, is_stopped: bool) -> bool:

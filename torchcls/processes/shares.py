@@ -5,7 +5,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,27 +17,8 @@ from torchcls.batches import Pair, cut, generators_of, mapped, parts_of
 from torchcls.group import Part
 from torchcls.processes.streams import Streams
 
-
-class Sharing(Protocol):
-    """Who shares: the group."""
-
-    rank: int
-    size: int
-    is_first: bool
-    part: Part
-    model: nn.Module | None
-
-    def rows(self, n: int) -> tuple[int, int]:
-        """Where this process's rows of n begin and end."""
-
-    def from_first(self, value: Any) -> Any:
-        """What the first process has for a value."""
-
-    def of_anyone(self, value: Any) -> Any:
-        """The value of the first process in which there is one."""
-
-    def meet_over_stream(self, rows: int) -> int:
-        """How many samples the processes have in their next batches together."""
+if TYPE_CHECKING:
+    from torchcls.processes.group import Processes
 
 
 class Shares:
@@ -52,7 +33,7 @@ class Shares:
         opened: From a source to what is iterated in its place.
     """
 
-    def __init__(self, source: Any, group: Sharing, opened: Callable[[Any], Any]) -> None:
+    def __init__(self, source: Any, group: "Processes", opened: Callable[[Any], Any]) -> None:
         self._source, self._group, self._opened = source, group, opened
 
     def __getattr__(self, name: str) -> Any:
@@ -97,8 +78,10 @@ class Shares:
 
     def _loader(self, loader: Any) -> Iterator[Pair]:
         group, order = self._group, _Order(loader, self._group)
-        tensors = loader.dataset.tensors if type(loader.dataset) is TensorDataset else ()
-        rows = _Rows(loader.batch_sampler, self._taken, _mark(tensors))
+        mark = group.marks.get(id(loader.dataset))
+        if mark is None:  # once: it takes samples
+            mark = group.marks[id(loader.dataset)] = _mark_of(loader.dataset)
+        rows = _Rows(loader.batch_sampler, self._taken, mark)
         workers: dict[str, Any] = {}
         if loader.num_workers > 0:  # they are sent for indices as soon as there is an iterator
             names = ("num_workers", "timeout", "prefetch_factor", "multiprocessing_context")
@@ -151,13 +134,12 @@ class Shares:
 
     def _streams(self, streams: Streams) -> Iterator[Pair]:
         group = self._group
-        start, stop = group.rows(streams.n)
-        if start == stop:
+        if streams.n < group.size:
             raise ValueError(
                 f"n must be at least the number of processes, got n={streams.n} streams for "
                 f"{group.size} processes. Fix more streams in the script, or start fewer processes."
             )
-        batches = streams.batches(range(start, stop))
+        batches = streams.batches(range(*group.rows(streams.n)))
         stand_in: Any = None
         is_known = False
         while True:
@@ -179,7 +161,7 @@ class _Order:
     torch's samplers draw when a pass begins and for its first batch, and no further.
     """
 
-    def __init__(self, source: Any, group: Sharing) -> None:
+    def __init__(self, source: Any, group: "Processes") -> None:
         state = group.from_first(torch.get_rng_state())
         self._state: Tensor | None = None if group.is_first else state
         for generator in generators_of(source):
@@ -286,6 +268,27 @@ def _has_indices(source: Any) -> bool:
     )
 
 
+def _mark_of(dataset: Any) -> int:
+    """A number that tells a dataset of other content apart: one that was split by rank, say.
+
+    Of three samples their targets, and their inputs where taking them again gives the same.
+    """
+    if type(dataset) is TensorDataset:
+        return _mark(dataset.tensors)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        numbers = sorted({0, len(dataset) // 2, len(dataset) - 1})
+        samples, again = ([dataset[i] for i in numbers] for _ in range(2))
+        are_same = _mark(samples) == _mark(again)
+        return _mark((samples if are_same else [sample[1] for sample in samples], len(dataset)))
+    except Exception:  # one that takes other keys, or has no samples: its batches will say so
+        return 0
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+
+
 def _mark(structure: Any) -> int:
     """A number that tells data of other content apart, from some of its tensors' values."""
     total = 0
@@ -297,6 +300,8 @@ def _mark(structure: Any) -> int:
             kind = f"{leaf.dtype}{tuple(leaf.shape)}".encode()
             content = some.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             total = zlib.crc32(content, zlib.crc32(kind, total))
+        elif isinstance(leaf, (str, int, float)):
+            total = zlib.crc32(repr(leaf).encode(), total)
         return leaf
 
     mapped(add, structure)
