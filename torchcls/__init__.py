@@ -14,6 +14,7 @@ from torchcls import heads
 from torchcls.data import Batches, drawn_digits, image_folder, mnist
 from torchcls.device import select_device
 from torchcls.evaluation import Evaluation
+from torchcls.find_lr import LRCurve, find_lr
 from torchcls.fit import epochs, evaluate, fit
 from torchcls.functional import (
     binary_cross_entropy,
@@ -52,6 +53,7 @@ __all__ = [
     "Evaluation",
     "Finding",
     "History",
+    "LRCurve",
     "Predictions",
     "Record",
     "Rest",
@@ -70,6 +72,7 @@ __all__ = [
     "epochs",
     "error_rate",
     "evaluate",
+    "find_lr",
     "fit",
     "heads",
     "image_folder",

@@ -139,7 +139,7 @@ class Replayed(Source):
     def _stand(self, *, asked: bool = True) -> dict[str, Any]:
         """Where all generators stand, and the batches where they can be ``asked``."""
         # In this order: to ask a source for its state may start it.
-        now = _states(self._device, self._loaders)
+        now = random_states(self._device, self._loaders)
         return {
             **now,
             "batches": self._batches.state_dict() if asked and self._is_stateful else None,
@@ -149,7 +149,7 @@ class Replayed(Source):
         """Put the generators back, and the batches where a state of theirs is given."""
         if batches is not None:
             self._batches.load_state_dict(batches)
-        _set_states(stand, self._device, self._loaders)
+        set_random_states(stand, self._device, self._loaders)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the source and all generators stand, at a rest."""
@@ -185,7 +185,7 @@ def _why_never(batches: Any) -> str | None:
 # ------------------------------------------------------------------ random states
 
 
-def _states(device: torch.device, loaders: Iterable[Any]) -> dict[str, Any]:
+def random_states(device: torch.device, loaders: Iterable[Any]) -> dict[str, Any]:
     """Where the global generators stand, the device's, and those of loaders and samplers.
 
     Words of numpy and Python as tensors: as numbers they took most of the time of a save.
@@ -201,7 +201,8 @@ def _states(device: torch.device, loaders: Iterable[Any]) -> dict[str, Any]:
     }
 
 
-def _set_states(states: dict[str, Any], device: torch.device, loaders: Iterable[Any]) -> None:
+def set_random_states(states: dict[str, Any], device: torch.device, loaders: Iterable[Any]) -> None:
+    """Put back what ``random_states`` gave."""
     torch.set_rng_state(states["torch"])
     kind, key, *rest = states["numpy"]
     np.random.set_state((kind, np.asarray(key), *rest))
