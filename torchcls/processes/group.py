@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from torchcls.averaging import Count
@@ -71,6 +72,7 @@ class Processes(Group):
         self._engine: DistributedDataParallel | None = None
         self.model: nn.Module | None = None
         self.marks: dict[int, int] = {}  # of datasets, by id
+        self.seen = 0  # the marks of the batches since then, as one
         self._trained: list[nn.Parameter] = []
         self._may_tell = True  # whether the others will meet before they need anything else
         self._has_told = False
@@ -102,14 +104,7 @@ class Processes(Group):
         self._meet(_Vector())  # nobody has failed on the way here, and all need each other now
         modules = modules_of(model, loss_fn).values()
         named = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}
-        held = [p for group in optimizer.param_groups for p in group["params"]]
-        strays = [p for p in held if p.requires_grad and id(p) not in named]
-        if strays:
-            raise ValueError(
-                "optimizer must hold parameters of model and loss_fn only where there are several "
-                f"processes, got {len(strays)} that are neither's: each process would train its "
-                "own. Make them parameters of the model."
-            )
+        _check_shared(model, optimizer, named)
         trained = list(named.values())
         self.is_sharded = is_sharded(model)
         if self.is_sharded:
@@ -243,10 +238,10 @@ class Processes(Group):
     @contextmanager
     def together(self) -> Iterator[None]:
         """A context at whose end all processes meet, and raise if one of them has failed."""
-        self._may_tell = True
+        self._may_tell, self.seen = True, 0
         with self.failing():
             yield
-            self._meet(_Vector())
+            self._meet(_Vector(mark=self.seen, square=self.seen**2))
 
     def _meet(self, told: _Vector, error: BaseException | None = None) -> _Vector:
         """Add up what the processes tell; where one has failed, or has left, all end here."""
@@ -278,6 +273,27 @@ class Processes(Group):
                 "split by rank, and one seed for what shuffles."
             )
         return summed
+
+
+def _check_shared(model: nn.Module, optimizer: Optimizer, named: dict[int, nn.Parameter]) -> None:
+    if isinstance(model, DistributedDataParallel):
+        raise ValueError(
+            "model must be the module itself, got it in DistributedDataParallel, which would "
+            "reduce its gradients a second time. Pass model.module."
+        )
+    if any(map(is_lazy, model.parameters())):
+        raise ValueError(
+            "model must know the shapes of its parameters before it is shared by processes, got "
+            "lazy ones. Run it on one sample first."
+        )
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    strays = [p for p in held if p.requires_grad and id(p) not in named]
+    if strays:
+        raise ValueError(
+            "optimizer must hold parameters of model and loss_fn only where there are several "
+            f"processes, got {len(strays)} that are neither's: each process would train its own. "
+            "Make them parameters of the model."
+        )
 
 
 def _engine(trained: list[nn.Parameter], *, is_first_time: bool) -> DistributedDataParallel:

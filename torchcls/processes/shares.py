@@ -54,10 +54,12 @@ class Shares:
         return self._handed_out(shares)
 
     def _handed_out(self, shares: Iterator[Pair]) -> Iterator[Pair]:
+        group = self._group
         for pair in shares:
-            with _standing_in(self._group.model, is_needed=not self._group.part.rows):
+            group.seen = zlib.crc32(str(group.part.mark).encode(), group.seen) & 0xFFFF
+            with _standing_in(group.model, is_needed=not group.part.rows):
                 yield pair
-        self._group.part = Part(1, 1, 0)
+        group.part = Part(1, 1, 0)
 
     def _taken(self, indices: Any, mark: int) -> tuple[Any, Part]:
         """Of the indices of a whole batch those of this process, or one of them that stands in."""
