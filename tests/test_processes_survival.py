@@ -106,7 +106,7 @@ def launched(folder):
 
 
 def test_a_run_goes_on_where_one_of_its_processes_was_killed(tmp_path):
-    (ends,) = in_processes(1, "test_processes_survival:launched", str(tmp_path))
+    (ends,) = in_processes(1, "test_processes_survival:launched", str(tmp_path), timeout=300)
     assert not isinstance(ends, RuntimeError), ends
     expected = undisturbed("Batches")
     for rank in range(2):
@@ -157,14 +157,16 @@ def gone_on(folder):
 
 @pytest.mark.system
 def test_another_number_of_processes_goes_on_at_the_same_batch(tmp_path):
-    left = in_processes(2, "test_processes_survival:left_inside_an_epoch", f"{tmp_path}/of 2")
+    left = in_processes(
+        2, "test_processes_survival:left_inside_an_epoch", f"{tmp_path}/of 2", timeout=300
+    )
     assert left == [None, None]
     for size in (1, 3):
         shutil.copytree(tmp_path / "of 2", tmp_path / f"of {size}")
     with pytest.warns(UserWarning, match="to rounding.* processes was 2, is 1") as warned:
         alone = gone_on(f"{tmp_path}/of 1")
     assert len(warned) == len(SOURCES), "no epoch has begun again"
-    three = in_processes(3, "test_processes_survival:gone_on", f"{tmp_path}/of 3")
+    three = in_processes(3, "test_processes_survival:gone_on", f"{tmp_path}/of 3", timeout=300)
     for ends in [alone, *three]:
         assert not isinstance(ends, RuntimeError), ends
         for name, (begun, taken, found) in zip(SOURCES, ends, strict=True):
@@ -266,17 +268,41 @@ def failed(what, rank, folder):
     return "nothing", time.time(), taken
 
 
+def interrupted_while_saving(folder):
+    """What fit raises where the first process is interrupted between two steps."""
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    train = source_of("Batches")
+    model = nn.Linear(6, 3).double()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("torchcls.survival.keep.Survival._keep_best", interrupted)
+        if os.environ["RANK"] != "0":
+            patched.undo()
+        try:
+            tc.fit(model, train, loss_fn=nn.CrossEntropyLoss(), checkpoint=folder, progress=False)
+        except BaseException as failure:
+            return f"{type(failure).__name__}: {failure}"
+    return "nothing"
+
+
 def all_failed(faults, folder):
-    return [failed(what, rank, folder) for what, rank, *_ in faults]
+    """The one start of processes for all of them takes longer than they do."""
+    found = [failed(what, rank, f"{folder}/file/run") for what, rank, *_ in faults]
+    return found, interrupted_while_saving(f"{folder}/run")
 
 
 def test_an_error_in_one_process_ends_all_in_the_same_step_with_its_words(tmp_path):
     Path(tmp_path, "file").touch()
-    here, there = in_processes(
-        2, "test_processes_survival:all_failed", FAULTS, f"{tmp_path}/file/run"
+    ends = in_processes(2, "test_processes_survival:all_failed", FAULTS, str(tmp_path), timeout=300)
+    for end in ends:
+        assert not isinstance(end, RuntimeError), end
+    (here, first), (there, second) = ends
+    assert first == "KeyboardInterrupt: "
+    assert (
+        second == "RuntimeError: the first process was interrupted or has failed, and so all end."
     )
-    for results in (here, there):
-        assert not isinstance(results, RuntimeError), results
     for (what, rank, words, steps), *found in zip(FAULTS, here, there, strict=True):
         own, other = found[rank], found[1 - rank]
         assert words in own[0], what
