@@ -194,17 +194,23 @@ class Failing(Dataset):
 
 
 class Net(nn.Linear):
-    """Fails in the third forward pass of a kind."""
+    """Fails in the third forward pass of a kind, or in the backward pass of that."""
 
     def __init__(self, error, *, when):
         super().__init__(6, 3)
         self.error, self.when, self.calls = error, when, 0
 
     def forward(self, inputs):
-        self.calls += self.training == (self.when == "training")
+        self.calls += self.training == (self.when != "validating")
+        outputs = super().forward(inputs)
         if self.error is not None and self.calls == 3:
-            raise self.error
-        return super().forward(inputs)
+            if self.when != "backward":
+                raise self.error
+            outputs.register_hook(self.fail)
+        return outputs
+
+    def fail(self, gradient):
+        raise self.error
 
 
 def failing_loss(outputs, targets):
@@ -241,9 +247,8 @@ def failed(what, rank, folder):
     """What a run raises here, when, and after how many steps."""
     is_here = int(os.environ["RANK"]) == rank
     error = KeyboardInterrupt() if what == "interrupt" else ValueError("no forward")
-    is_of_model = is_here and what in ("training", "interrupt", "validating")
-    when = "validating" if what == "validating" else "training"
-    model = Net(error if is_of_model else None, when=when)
+    is_of_model = is_here and what in ("training", "interrupt", "validating", "backward")
+    model = Net(error if is_of_model else None, when=what)
     optimizer = FailingSGD(model.parameters(), lr=0.1)
     optimizer.fails = is_here and what == "optimizer"
     failing_loss.is_here, failing_loss.calls = is_here and what == "loss", 0
@@ -313,3 +318,15 @@ def test_an_error_in_one_process_ends_all_in_the_same_step_with_its_words(tmp_pa
         assert own[2] == steps, what
         # The others have taken the step that only the optimizer of one has failed in.
         assert other[2] == steps + (what == "optimizer"), what
+
+
+@pytest.mark.system
+def test_an_error_in_the_backward_pass_of_one_ends_the_others_when_it_ends(tmp_path):
+    other, own = in_processes(
+        2, "test_processes_survival:failed", "backward", 1, str(tmp_path), timeout=300
+    )
+    assert own[0] == "ValueError: no forward"
+    assert other[0].startswith("RuntimeError: ")
+    assert "Connection" in other[0]  # closed or reset, in the words of torch
+    assert own[2] == other[2] == 2
+    assert other[1] - own[1] < 30, "seconds, of which Python takes some to end"
