@@ -52,9 +52,9 @@ def lecture_as_history(lecture, experiment):
 
 def test_no_script_is_forgotten_here():
     ours = {path.stem for path in SCRIPTS.glob("*.py")}
-    kinds = ("benchmark", "exact_averages", "gpu", "processes")
+    kinds = ("benchmark", "exact_averages", "gpu", "kill", "processes")
     elsewhere = {name for name in ours if name.startswith(kinds)}
-    assert ours == {*BY_HAND, *TRAINED, *elsewhere, "kill_and_resume", "lecture"}
+    assert ours == {*BY_HAND, *TRAINED, *elsewhere, "lecture"}
 
 
 @pytest.mark.system

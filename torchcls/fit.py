@@ -172,6 +172,8 @@ def fit(
     try:
         for _ in run.steps():
             pass
+        if run.is_broken:  # and no error of this process's own
+            raise RuntimeError("the first process was interrupted or has failed, and so all end.")
     except BaseException as stopped:  # Ctrl-C in a notebook must not cost the epochs before it
         vars(stopped)["history"] = run.history
         raise
