@@ -525,12 +525,12 @@ def test_a_transform_gets_no_image_that_would_be_clipped(tmp_path, pixels):
 def test_a_transform_gets_no_16_bit_colours(tmp_path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "1.png").write_bytes(png_16_bit(2, 3))
-    with pytest.raises(ValueError, match="to be seen as RGB, got 16-bit RGB. Store it with 8 bits"):
+    with pytest.raises(ValueError, match=r"to be seen as RGB, got 16-bit RGB\. Store it with"):
         image_folder(tmp_path, transform=photo_transforms(8, train=False))[0]
 
 
 def test_a_transform_must_be_a_function(pets):
-    with pytest.raises(TypeError, match="transform must be a function of an image, got 224. Use"):
+    with pytest.raises(TypeError, match=r"transform must be a function of an image, got 224\. Use"):
         image_folder(pets, transform=224)
 
 

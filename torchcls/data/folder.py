@@ -154,8 +154,8 @@ def image_folder(
 
     Returns:
         A map-style dataset of pairs ``(image, target)``: float32 in [0, 1], shape (C, H, W), or
-        what the transform gives, and an int. Its ``classes`` are the names, ``paths`` the files and ``targets`` all ids, int64,
-        shape (N,).
+        what the transform gives, and an int. Its ``classes`` are the names, ``paths`` the files and
+        ``targets`` all ids, int64, shape (N,).
 
     Raises:
         TypeError: If ``classes`` is no sequence of names, or ``transform`` cannot be called.
