@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         draw_photos(Path(folder, "train"), 48, seed=0)
         draw_photos(Path(folder, "valid"), 16, seed=1)
-        return train(Path(folder), size=48, epochs=3, least=0.8)
+        return train(Path(folder), size=32, epochs=3, least=0.8)
 
 
 if __name__ == "__main__":
