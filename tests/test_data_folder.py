@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageFile
 from torch.utils.data import DataLoader, default_collate
 
-from torchcls import image_folder
+from torchcls import image_folder, photo_transforms
 from torchcls.data import Batches
 
 GREY = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)
@@ -473,6 +473,65 @@ def test_it_goes_through_a_dataloader_with_workers(pets):
     ((images, targets),) = DataLoader(dataset, batch_size=3, num_workers=2)
     assert_image(images, scaled(np.stack([GREY, 255 - GREY, GREY[::-1]], axis=2))[:, None])
     torch.testing.assert_close(targets, torch.tensor([0, 0, 1]))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """RGB and grey ones, a palette, alpha and CMYK, no two of one size."""
+    red = Image.new("RGB", (40, 30), (200, 10, 10))
+    save(tmp_path / "cat" / "1.jpg", red, quality=95)
+    save(tmp_path / "cat" / "2.jpg", np.full((50, 20), 100, dtype=np.uint8), quality=95)
+    save(tmp_path / "cat" / "3.png", Image.new("RGBA", (33, 35), (200, 10, 10, 7)))
+    save(tmp_path / "dog" / "1.png", red.quantize(4))
+    save(tmp_path / "dog" / "2.jpg", red.resize((64, 31)).convert("CMYK"), quality=95)
+    save(tmp_path / "dog" / "3.png", Image.new("1", (9, 17), 1))
+    return tmp_path
+
+
+def test_a_transform_gets_every_kind_of_photograph_in_rgb(photos):
+    dataset = image_folder(photos, transform=lambda image: image)
+    images = [dataset[i][0] for i in range(len(dataset))]
+    assert [image.mode for image in images] == ["RGB"] * 6
+    sizes = [(40, 30), (20, 50), (33, 35), (40, 30), (64, 31), (9, 17)]
+    assert [image.size for image in images] == sizes
+    red, white, grey = (200, 10, 10), (255,) * 3, (100,) * 3
+    for image, colour in zip(images, [red, grey, red, red, red, white], strict=True):
+        shown = image.getpixel((4, 4))
+        assert all(abs(a - b) <= 8 for a, b in zip(shown, colour, strict=True)), (shown, colour)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_photographs_of_any_size_go_through_a_dataloader_with_workers(photos, train):
+    dataset = image_folder(photos, transform=photo_transforms(16, train=train))
+    ((images, targets),) = DataLoader(dataset, batch_size=6, num_workers=2)
+    assert (images.shape, images.dtype) == ((6, 3, 16, 16), torch.float32)
+    assert targets.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_transform_gets_the_image_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / "cat" / "1.jpg", Image.new("RGB", (40, 30)), exif=exif)
+    assert image_folder(tmp_path, transform=lambda image: image.size)[0] == ((30, 40), 0)
+
+
+@pytest.mark.parametrize("pixels", [GREY.astype(np.uint16), GREY.astype(np.int32)])
+def test_a_transform_gets_no_image_that_would_be_clipped(tmp_path, pixels):
+    path = save(tmp_path / "cat" / "1.tif", pixels)
+    with pytest.raises(ValueError, match=re.escape(f"{path} must be an image of 8 bits per ch")):
+        image_folder(tmp_path, transform=photo_transforms(8, train=False))[0]
+
+
+def test_a_transform_gets_no_16_bit_colours(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").write_bytes(png_16_bit(2, 3))
+    with pytest.raises(ValueError, match=r"to be seen as RGB, got 16-bit RGB\. Store it with"):
+        image_folder(tmp_path, transform=photo_transforms(8, train=False))[0]
+
+
+def test_a_transform_must_be_a_function(pets):
+    with pytest.raises(TypeError, match=r"transform must be a function of an image, got 224\. Use"):
+        image_folder(pets, transform=224)
 
 
 def test_it_fits_into_batches(pets):

@@ -2,12 +2,17 @@
 
 import re
 import signal
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import misuse
 import pytest
 import torch
 from PIL import Image
+from torchvision.models import resnet18
 
 import torchcls as tc
 from torchcls.preflight.findings import CODES
@@ -52,6 +57,24 @@ def at_home(tmp_path, monkeypatch):
     signal.signal(signal.SIGTERM, handler)
 
 
+class Writer:
+    """Stands in for TensorBoard's where that is not installed."""
+
+    written: ClassVar[list[tuple[str, float, int]]] = []
+
+    def __init__(self, folder):
+        self.written.clear()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def add_scalar(self, name, value, step):
+        self.written.append((name, float(value), step))
+
+
 def write_digits(folder, n, seed):
     images, targets = tc.drawn_digits(n, classes=(0, 1, 2), seed=seed)
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
@@ -64,10 +87,20 @@ def write_digits(folder, n, seed):
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```python" in text])
-def test_every_python_block_of_a_page_runs_in_order_and_prints_what_is_shown(page, at_home, capsys):
+def test_every_python_block_of_a_page_runs_in_order_and_prints_what_is_shown(
+    page, at_home, capsys, load, monkeypatch
+):
     if "digits/train" in PAGES[page]:
         write_digits(at_home / "digits" / "train", 2000, seed=0)
         write_digits(at_home / "digits" / "valid", 500, seed=1)
+    if "resnet18.pth" in PAGES[page]:
+        draw_photos = load("photos").draw_photos
+        draw_photos(at_home / "photos" / "train", 8, seed=0)
+        draw_photos(at_home / "photos" / "valid", 4, seed=1)
+        torch.save(resnet18().state_dict(), at_home / "resnet18.pth")
+    if find_spec("tensorboard") is None:
+        stand_in = SimpleNamespace(SummaryWriter=Writer)
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
     namespace: dict[str, object] = {}
     with torch.random.fork_rng([]):
         for number, (code, shown) in enumerate(BLOCK.findall(PAGES[page])):
@@ -75,6 +108,10 @@ def test_every_python_block_of_a_page_runs_in_order_and_prints_what_is_shown(pag
             printed = capsys.readouterr().out
             assert not shown or same_output(printed, shown), printed
     assert "run" not in namespace or namespace["run"].history
+    if page == "docs/recipes.md":
+        (at_home / "resnet18.pth").unlink()  # 45 MB, of which pytest would keep three
+        names = [name for name, _, _ in Writer.written]
+        assert find_spec("tensorboard") or names == ["loss/train", "loss/train", "loss/valid"] * 2
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -128,7 +165,7 @@ def test_the_readme_is_at_most_150_lines():
 
 
 def test_the_readme_lists_every_public_name():
-    classes = {"Evaluation", "Predictions", "Record", "Run"}  # what the functions return
+    classes = {"Evaluation", "LRCurve", "Predictions", "Record", "Run"}  # what the functions return
     for name in set(tc.__all__) - classes:
         suffix = name.removeprefix("binary_cross_entropy") or name
         assert re.search(rf"\b{re.escape(name)}\b", README) or suffix in README, name

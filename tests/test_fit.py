@@ -530,6 +530,11 @@ REFUSED = {
         TypeError,
         r"schedule must be tc\.one_cycle\(\), got tc\.one_cycle without the brackets",
     ),
+    "warm_up_cosine bare": (
+        {"schedule": tc.warm_up_cosine},
+        TypeError,
+        r"schedule must be tc\.warm_up_cosine\(\), got tc\.warm_up_cosine without the brackets",
+    ),
     "another's scheduler": (
         {"schedule": lr_scheduler.StepLR(OTHERS, 1)},
         ValueError,

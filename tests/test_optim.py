@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
 
 import torchcls as tc
 from torchcls.optim import check_optimizer
@@ -225,6 +226,49 @@ def test_one_cycle_is_fastais_formula(total):
     schedule = tc.one_cycle()
     for i in range(total):
         torch.testing.assert_close(schedule(i / total), fastai_one_cycle(i, total))
+
+
+# --- warm-up and cosine ----------------------------------------------------------------------
+
+
+def test_warm_up_and_cosine_by_hand():
+    schedule = tc.warm_up_cosine(0.25)
+    half = 0.5 + 0.5 * math.sqrt(0.5)  # a quarter of the way down
+    for progress, scale in ((0, 0.01), (0.125, 0.505), (0.25, 1), (0.4375, half), (0.625, 0.5)):
+        assert schedule(progress) == pytest.approx(scale, abs=1e-12)
+    assert 0 < schedule(0.999) < 1e-5
+    assert tc.warm_up_cosine()(0.1) == 1
+    assert tc.warm_up_cosine(0)(0) == 1
+
+
+@pytest.mark.parametrize(("steps", "warm_up"), [(10, 3), (40, 4), (7, 0), (5, 4)])
+def test_warm_up_and_cosine_are_torchs_in_sequence(steps, warm_up):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.5)
+    cosine = lr_scheduler.CosineAnnealingLR(optimizer, steps - warm_up)
+    if warm_up:
+        rise = lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warm_up)
+        cosine = lr_scheduler.SequentialLR(optimizer, [rise, cosine], [warm_up])
+    schedule = tc.warm_up_cosine(warm_up / steps)
+    for step in range(steps):
+        lr = optimizer.param_groups[0]["lr"]
+        torch.testing.assert_close(0.5 * schedule(step / steps), lr, rtol=1e-9, atol=1e-12)
+        optimizer.step()
+        cosine.step()
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "error", "words"),
+    [
+        (1, ValueError, "warm_up must be a share of the run in [0, 1), got 1."),
+        (-0.1, ValueError, "warm_up must be a share of the run in [0, 1), got -0.1."),
+        (math.nan, ValueError, "warm_up must be a share of the run in [0, 1), got nan."),
+        (True, TypeError, "warm_up must be a number, got True."),
+        ("0.1", TypeError, "warm_up must be a number, got '0.1'."),
+    ],
+)
+def test_the_warm_up_is_a_share_of_the_run(warm_up, error, words):
+    with pytest.raises(error, match=f"^{re.escape(words)}"):
+        tc.warm_up_cosine(warm_up)
 
 
 # --- errors ---------------------------------------------------------------------------------

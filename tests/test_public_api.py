@@ -66,7 +66,7 @@ BUDGETS = {
     "survival": 1180,
     "processes": 780,
     "speed": 600,
-    "data": 1420,
+    "data": 1515,
     "looking": 600,
     "cli": 600,
 }

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import torchcls as tc
 
@@ -54,7 +55,7 @@ def test_no_script_is_forgotten_here():
     ours = {path.stem for path in SCRIPTS.glob("*.py")}
     kinds = ("benchmark", "exact_averages", "gpu", "kill", "processes")
     elsewhere = {name for name in ours if name.startswith(kinds)}
-    assert ours == {*BY_HAND, *TRAINED, *elsewhere, "lecture"}
+    assert ours == {*BY_HAND, *TRAINED, *elsewhere, "lecture", "photos"}
 
 
 @pytest.mark.system
@@ -90,6 +91,15 @@ def test_it_runs_in_smoke_mode(load, capsys, name):
     printed = capsys.readouterr().out
     assert "ok: " in printed
     assert "FAILED" not in printed
+
+
+@pytest.mark.system
+def test_photographs_of_any_size_are_told_apart(load, capsys):
+    with torch.random.fork_rng([]):
+        assert load("photos").main(["--smoke"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("accuracy", "dots", "plain", "stripes"):
+        assert name in printed
 
 
 @pytest.mark.system

@@ -11,7 +11,7 @@
 """
 
 from torchcls import heads
-from torchcls.data import Batches, drawn_digits, image_folder, mnist
+from torchcls.data import Batches, drawn_digits, image_folder, mnist, photo_transforms
 from torchcls.device import select_device
 from torchcls.evaluation import Evaluation
 from torchcls.find_lr import LRCurve, find_lr
@@ -38,7 +38,7 @@ from torchcls.metrics import (
     threshold_accuracy,
     top_k_accuracy,
 )
-from torchcls.optim import default_optimizer, each_step, on, one_cycle
+from torchcls.optim import default_optimizer, each_step, on, one_cycle, warm_up_cosine
 from torchcls.prediction import Predictions, predict
 from torchcls.preflight import ContractError, Finding, check
 from torchcls.processes import Streams, processes
@@ -86,6 +86,7 @@ __all__ = [
     "on",
     "one_cycle",
     "one_hot",
+    "photo_transforms",
     "predict",
     "processes",
     "save_checkpoint",
@@ -95,4 +96,5 @@ __all__ = [
     "threshold_accuracy",
     "top_k_accuracy",
     "train_one_epoch",
+    "warm_up_cosine",
 ]

@@ -143,6 +143,36 @@ def one_cycle() -> Callable[[float], tuple[float, float]]:
     return schedule
 
 
+def warm_up_cosine(warm_up: float = 0.1) -> Callable[[float], float]:
+    """Warm-up and cosine: a function of progress in [0, 1).
+
+    Over the first share of the batches the scale of the learning rate rises on a line from 1/100 to
+    1, over the rest it falls along a cosine towards 0. Momentum stays as it is.
+
+    Args:
+        warm_up: The share, in [0, 1); 0 begins at the peak.
+
+    Returns:
+        A function from progress to the scale of each group's own lr.
+
+    Example:
+        >>> schedule = warm_up_cosine(0.2)
+        >>> [round(schedule(progress), 4) for progress in (0.0, 0.1, 0.2, 0.6)]
+        [0.01, 0.505, 1.0, 0.5]
+    """
+    if isinstance(warm_up, bool) or not isinstance(warm_up, (int, float)):
+        raise TypeError(f"warm_up must be a number, got {warm_up!r}.")
+    if not 0 <= warm_up < 1:
+        raise ValueError(f"warm_up must be a share of the run in [0, 1), got {warm_up!r}.")
+
+    def schedule(progress: float) -> float:
+        if progress < warm_up:
+            return _between(1 / 100, 1.0, progress / warm_up)
+        return _between(1.0, 0.0, _cosine((progress - warm_up) / (1 - warm_up)))
+
+    return schedule
+
+
 def _cosine(x: float) -> float:
     return (1 - math.cos(math.pi * x)) / 2
 
@@ -362,8 +392,9 @@ def schedule_of(
             "schedule must be a function of progress, as tc.one_cycle() returns, or an instance of "
             f"a torch scheduler, got {schedule!r}."
         )
-    if schedule is one_cycle:
-        raise TypeError("schedule must be tc.one_cycle(), got tc.one_cycle without the brackets.")
+    if schedule is one_cycle or schedule is warm_up_cosine:
+        name = f"tc.{schedule.__name__}"
+        raise TypeError(f"schedule must be {name}(), got {name} without the brackets.")
     if steps is None:
         raise ValueError(
             "train must have a length for a schedule of progress, got one without len(). "

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, SupportsIndex
@@ -40,6 +40,7 @@ _DROPPINGS = frozenset(["thumbs.db", "desktop.ini", "__macosx"])
 _SPLITS = frozenset(
     ["train", "training", "valid", "val", "validation", "test", "testing", "dev", "eval"]
 )
+_SEEN_AS_RGB = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _COLOURS = {"L": "grey", "LA": "grey with alpha", "RGB": "RGB", "RGBA": "RGBA"}
 
 
@@ -59,25 +60,34 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
     ``dataset[i]`` reads image i from its file, as float32 in [0, 1] of shape (C, H, W), and gives
     it together with its target, an int. The first read of all also looks at image 0, since the
-    others must be of its kind: as many channels, and 16 bits each or not.
+    others must be of its kind: as many channels, and 16 bits each or not. With a transform every
+    image is one of Pillow's in RGB, and what the transform makes of it is given.
 
     Args:
         paths: The files.
         targets: The class of each, int64, shape (N,).
         classes: The name of each class.
+        transform: Called with each image, or None.
 
     Attributes:
-        paths: As given, and so are ``targets`` and ``classes``.
+        paths: As given, and so are ``targets``, ``classes`` and ``transform``.
 
     Raises:
         ValueError: On reading, if a file holds no whole image, more than one, one of a kind that
-            cannot be read without loss, or one of another kind than image 0.
+            cannot be read without loss, or, without a transform, one of another kind than image 0.
     """
 
-    def __init__(self, paths: list[Path], targets: Tensor, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        paths: list[Path],
+        targets: Tensor,
+        classes: tuple[str, ...],
+        transform: Callable[[Any], Any] | None = None,
+    ) -> None:
         self.paths = paths
         self.targets = targets
         self.classes = classes
+        self.transform = transform
         self._kind: Kind | None = None
 
     def __len__(self) -> int:
@@ -86,6 +96,8 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: SupportsIndex) -> tuple[Tensor, int]:
         row = operator.index(index)
         path = self.paths[row]
+        if self.transform is not None:
+            return self.transform(read_photo(path)), int(self.targets[row])
         if self._kind is None:
             self._kind = read_image(self.paths[0])[1]
         image, kind = read_image(path)
@@ -105,7 +117,10 @@ def alike(one: Kind, other: Kind) -> str:
 
 
 def image_folder(
-    root: str | os.PathLike[str], *, classes: Sequence[str] | None = None
+    root: str | os.PathLike[str],
+    *,
+    classes: Sequence[str] | None = None,
+    transform: Callable[[Any], Any] | None = None,
 ) -> ImageFolder:
     """Images in one folder per class, as a dataset that reads them when they are asked for.
 
@@ -126,18 +141,24 @@ def image_folder(
     and what EXIF says about the orientation is applied. 8-bit values are divided by 255, 16-bit
     ones, which only grey may have, by 65535. Nothing is resized.
 
+    With a transform, images may differ in size and kind, as photographs do: it is called with each
+    as an image of Pillow's in RGB, turned upright. Grey is the same in all three channels, CMYK is
+    converted, an alpha channel is left out, and 16-bit images are refused.
+
     Args:
         root: The folder that holds the folders of the classes.
         classes: The names of the folders; targets are positions in it. None takes all folders,
             sorted by name, or by value where all names are numbers.
+        transform: From an image of Pillow's to what a sample shall be, such as
+            ``tc.photo_transforms(224, train=True)``.
 
     Returns:
-        A map-style dataset of pairs ``(image, target)``: float32 in [0, 1], shape (C, H, W), and
-        an int. Its ``classes`` are the names, ``paths`` the files and ``targets`` all ids, int64,
-        shape (N,).
+        A map-style dataset of pairs ``(image, target)``: float32 in [0, 1], shape (C, H, W), or
+        what the transform gives, and an int. Its ``classes`` are the names, ``paths`` the files and
+        ``targets`` all ids, int64, shape (N,).
 
     Raises:
-        TypeError: If ``classes`` is no sequence of names.
+        TypeError: If ``classes`` is no sequence of names, or ``transform`` cannot be called.
         OSError: If ``root`` is not there, a folder cannot be listed, or a link leads nowhere.
         ValueError: If ``root`` is a file, holds no folders or splits instead of classes, a folder
             holds no image or is none of ``classes``, ``classes`` are none or not distinct, or one
@@ -157,15 +178,23 @@ def image_folder(
         (tensor([[[1., 1., 1.], [1., 1., 1.]]]), 0)
 
         Images of one size fit into tensors in memory; otherwise a ``DataLoader`` takes the
-        dataset as it is, with a ``collate_fn`` that resizes where sizes differ:
+        dataset as it is, with a transform that resizes where sizes differ:
 
         >>> import torchcls as tc
         >>> from torch.utils.data import DataLoader, default_collate
         >>> train = tc.Batches(*default_collate(list(dataset)), batch_size=64, shuffle=True)
         >>> train.inputs.shape, train.targets
         (torch.Size([2, 1, 2, 3]), tensor([0, 1]))
-        >>> train = DataLoader(dataset, batch_size=64, shuffle=True)
+        >>> photos = image_folder(folder, transform=tc.photo_transforms(64, train=True))
+        >>> train = DataLoader(photos, batch_size=64, shuffle=True)
+        >>> next(iter(train))[0].shape
+        torch.Size([2, 3, 64, 64])
     """
+    if transform is not None and not callable(transform):
+        raise TypeError(
+            f"transform must be a function of an image, got {transform!r}. "
+            "Use tc.photo_transforms(224, train=True)."
+        )
     names = None if classes is None else _check_classes(classes)
     folder = Path(os.path.expanduser(root))
     if not folder.exists():
@@ -179,10 +208,12 @@ def image_folder(
         splits = _splits(folder)
         _check_names(splits)
         names = _sort_classes({path.name for split in splits for path in split})
-    return images_of(folder, names)
+    return images_of(folder, names, transform)
 
 
-def images_of(root: Path, names: tuple[str, ...]) -> ImageFolder:
+def images_of(
+    root: Path, names: tuple[str, ...], transform: Callable[[Any], Any] | None = None
+) -> ImageFolder:
     """The images of some classes, which need not be there; other folders are left alone."""
     folders = {path.name: path for path in _list_folders(root)}
     paths: list[Path] = []
@@ -194,7 +225,7 @@ def images_of(root: Path, names: tuple[str, ...]) -> ImageFolder:
         targets += [target] * len(found)
         passed_over += others
     _tell(root, passed_over)
-    return ImageFolder(paths, torch.tensor(targets), names)
+    return ImageFolder(paths, torch.tensor(targets), names, transform)
 
 
 def _tell(root: Path, passed_over: list[Path]) -> None:
@@ -374,6 +405,19 @@ def read_image(path: Path) -> tuple[Tensor, Kind]:
         )
     tensor = torch.from_numpy(pixels.astype(np.float32)).div_(largest)
     return (tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()), kind
+
+
+def read_photo(path: Path) -> Any:
+    """The image as one of Pillow's in RGB; what has more than 8 bits would be clipped."""
+    image, bits = _decode(path, path.read_bytes())
+    if bits > 8 or image.mode not in _SEEN_AS_RGB:
+        raise ValueError(
+            f"{path} must be an image of 8 bits per channel to be seen as RGB, got {bits}-bit "
+            f"{_COLOURS.get(image.mode, image.mode)}. Store it with 8 bits per channel, as RGB."
+        )
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # Pillow warns of some transparent palettes otherwise
+    return image.convert("RGB")
 
 
 def _decode(path: Path, data: bytes) -> tuple[Any, int]:
