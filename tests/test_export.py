@@ -159,12 +159,11 @@ def noisy(inputs):
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (noisy, "must give the model's outputs (4, 6), got ones up to"),
-        (lambda x: x[:, :1].squeeze(), "must give the model's outputs (), got (1,)"),
+        (noisy, "must give the model's outputs, and was not written. Keep random numbers"),
         (lambda x: x.view(8, -1)[: len(x)], "a program for any number of rows"),
         (lambda x: x if x.sum() > 0 else -x, "a program for any number of rows"),
     ],
-    ids=["random", "squeezed", "fixed batch", "branch"],
+    ids=["random", "fixed batch", "branch"],
 )
 def test_a_model_that_cannot_be_exported_is_refused_and_the_file_stays(function, said, tmp_path):
     path = tmp_path / "model.pt2"

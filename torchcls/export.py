@@ -187,15 +187,13 @@ def _explained() -> Iterator[None]:
 
 
 def _check_same(got: Tensor, outputs: Tensor, path: Path) -> None:
-    same = got.shape == outputs.shape
-    if same and torch.allclose(got, outputs, rtol=1e-4, atol=1e-4, equal_nan=True):
-        return
-    away = f"ones up to {(got - outputs).abs().max():.3g} away" if same else tuple(got.shape)
-    raise ValueError(
-        f"{path.name} must give the model's outputs {tuple(outputs.shape)}, got {away}, and was "
-        "not written. Keep random numbers out of forward, and the axis of rows in what it gives "
-        "for one row: squeeze(1) in place of squeeze()."
-    )
+    try:
+        torch.testing.assert_close(got, outputs, rtol=1e-4, atol=1e-4, equal_nan=True)
+    except AssertionError as error:
+        raise ValueError(
+            f"{path.name} must give the model's outputs, and was not written. Keep random numbers, "
+            f"and all that changes from call to call, out of forward. Got: {error}"
+        ) from None
 
 
 _FORMATS = {".pt": _weights, ".pt2": _program, ".onnx": _onnx}
