@@ -20,7 +20,9 @@ SCALING = {"mean": [0.5], "std": [0.25]}
 def path(request, tmp_path):
     if request.param == ".onnx":
         for needed in ("onnxruntime", "onnxscript"):
-            pytest.importorskip(needed, reason="needs onnxruntime and onnxscript")
+            pytest.importorskip(needed, reason=f"needs {needed}")
+        if torch.__version__.startswith("2.6."):
+            pytest.skip("torch 2.6 does not go with the onnxscript of today")
     return tmp_path / f"model{request.param}"
 
 
@@ -114,7 +116,8 @@ def test_a_weights_file_is_a_checkpoint_with_the_state_dict_of_the_written_model
     compiled = torch.compile(model, backend="eager")
     tc.export(compiled, torch.randn(4, 6), path, classes=["a", "b", "c"], scaling=SCALING)
     kept = torch.load(path, weights_only=True)
-    again = nn.Sequential(*copy.deepcopy(list(mlp())))
+    again = mlp()
+    nn.init.zeros_(again[0].weight)
     again.load_state_dict(kept.pop("model"))
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert kept == {
@@ -129,11 +132,8 @@ def test_a_weights_file_is_a_checkpoint_with_the_state_dict_of_the_written_model
 # --- what stays as it was -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pt2", ".onnx"])
-def test_modes_gradients_weights_and_random_state_are_as_they_were(suffix, tmp_path):
-    if suffix == ".onnx":
-        pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-        pytest.importorskip("onnxscript", reason="needs onnxscript")
+@pytest.mark.parametrize("path", [".pt", ".pt2", ".onnx"], indirect=True)
+def test_modes_gradients_weights_and_random_state_are_as_they_were(path):
     model = mlp().train()
     model[1].eval()
     model(torch.randn(4, 6)).sum().backward()
@@ -143,13 +143,13 @@ def test_modes_gradients_weights_and_random_state_are_as_they_were(suffix, tmp_p
         [p.grad.clone() for p in model.parameters()],
     )
     held, state = list(model.parameters()), torch.get_rng_state()
-    tc.export(model, torch.zeros(4, 6), tmp_path / f"model{suffix}")
+    tc.export(model, torch.zeros(4, 6), path)
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in model.modules()] == found
     torch.testing.assert_close(model.state_dict(), kept, rtol=0, atol=0)
     assert all(a is b for a, b in zip(model.parameters(), held, strict=True))
     torch.testing.assert_close([p.grad for p in model.parameters()], gradients, rtol=0, atol=0)
-    assert [file.name for file in tmp_path.iterdir()] == [f"model{suffix}"]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def noisy(inputs):
