@@ -56,7 +56,7 @@ FLOORS = {
     1: ("functional", "metrics", "heads", "batches", "averaging"),
     2: ("device", "state", "step", "loops", "evaluation", "history", "prediction", "run", "group"),
     3: ("data", "speed", "preflight", "survival", "optim", "precision", "display", "processes"),
-    4: ("fit", "find_lr", "looking", "cli", "__main__", "torchcls"),
+    4: ("fit", "find_lr", "export", "looking", "cli", "__main__", "torchcls"),
 }
 EVERYWHERE = {"version", "warn"}  # nine lines and one number
 # Lines with docstrings. Floors 1 and 2 are read by a newcomer in an hour; no file but functional

@@ -14,6 +14,7 @@ from torchcls import heads
 from torchcls.data import Batches, drawn_digits, image_folder, mnist, photo_transforms
 from torchcls.device import select_device
 from torchcls.evaluation import Evaluation
+from torchcls.export import export
 from torchcls.find_lr import LRCurve, find_lr
 from torchcls.fit import epochs, evaluate, fit
 from torchcls.functional import (
@@ -72,6 +73,7 @@ __all__ = [
     "epochs",
     "error_rate",
     "evaluate",
+    "export",
     "find_lr",
     "fit",
     "heads",
