@@ -167,7 +167,7 @@ def worst(predictions: Predictions, *, k: int = 9) -> tuple[Tensor, Tensor]:
     """
     check_whole_number("k", k, at_least=1)
     outputs, targets = predictions.outputs, _targets(predictions)
-    known = None if predictions.loss_fn is None else heads.recognise(predictions.loss_fn)
+    known = _known(predictions)
     if known is None:
         raise ValueError(
             "predictions must know the loss of a sample (cross_entropy, nll_loss, the two BCE "
@@ -203,7 +203,7 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     middle = (correct + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(correct * (n - correct) / n + z * z / 4)
-    # Both ends are exact there, but for rounding.
+    # At the ends the interval reaches 0 and 1, where rounding would miss them.
     return (0.0 if correct == 0 else middle - half), (1.0 if correct == n else middle + half)
 
 
@@ -268,7 +268,7 @@ class Judged(NamedTuple):
 def judged(predictions: Predictions) -> Judged:
     """Read predictions of a softmax head or a single sigmoid; checks shapes and values."""
     probabilities, targets = predictions.probabilities, _targets(predictions)
-    known = heads.recognise(predictions.loss_fn) if predictions.loss_fn else None
+    known = _known(predictions)
     row = heads.row_of(known.name, predictions.outputs) if known else None
     scores, ignored = predictions.outputs, -100
     if row is heads.BINARY:
@@ -298,6 +298,10 @@ def names_of(classes: Sequence[object] | None, n: int) -> tuple[str, ...]:
     if len(classes) != n:
         raise ValueError(f"classes must name {n} classes, got {len(classes)} names.")
     return tuple(map(str, classes))
+
+
+def _known(predictions: Predictions) -> heads.KnownLoss | None:
+    return None if predictions.loss_fn is None else heads.recognise(predictions.loss_fn)
 
 
 def _targets(predictions: Predictions) -> Tensor:
