@@ -9,7 +9,6 @@ from torchcls.looking.classes import (
     wilson_interval,
     worst,
 )
-from torchcls.looking.curves import curves
 from torchcls.looking.pictures import (
     plot_calibration,
     plot_confusion,
@@ -23,7 +22,6 @@ __all__ = [
     "ClassReport",
     "calibration",
     "class_report",
-    "curves",
     "most_confused",
     "plot_calibration",
     "plot_confusion",

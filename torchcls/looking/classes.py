@@ -128,8 +128,6 @@ def class_report(predictions: Predictions, classes: Sequence[object] | None = No
         accuracy 0.666667, with 95 % confidence in 0.299993 to 0.903229
     """
     matrix = judged(predictions).matrix
-    if not matrix.any():
-        raise ValueError("predictions must have at least one target that counts, got none.")
     return ClassReport(matrix, names_of(classes, len(matrix)))
 
 
@@ -171,8 +169,7 @@ def worst(predictions: Predictions, *, k: int = 9) -> tuple[Tensor, Tensor]:
     if known is None:
         raise ValueError(
             "predictions must know the loss of a sample (cross_entropy, nll_loss, the two BCE "
-            f"losses, mse_loss), got {predictions.loss_fn!r}. Call predict with the loss_fn of "
-            "these, or sort losses of your own."
+            f"losses, mse_loss), got {predictions.loss_fn!r}. Call predict with it."
         )
     loss = getattr(functional, known.name)
     options = {
@@ -241,8 +238,6 @@ def calibration(predictions: Predictions, *, bins: int = 15) -> Calibration:
     check_whole_number("bins", bins, at_least=1)
     found = judged(predictions)
     confidence = found.confidence[found.counted]
-    if not len(confidence):
-        raise ValueError("predictions must have at least one target that counts, got none.")
     right = (found.predicted == found.true)[found.counted].double()
     edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype)
     where = torch.bucketize(confidence, edges[1:-1], right=True)  # in [0, bins - 1]
@@ -287,6 +282,8 @@ def judged(predictions: Predictions) -> Judged:
     elif known and not targets.is_floating_point():
         ignored = known.options["ignore_index"]
     matrix = metrics.confusion_matrix(scores, targets, ignore_index=ignored)
+    if not matrix.any():
+        raise ValueError("predictions must have at least one target that counts, got none.")
     true = targets.argmax(1) if targets.is_floating_point() else targets.long()
     return Judged(scores.argmax(1), true, true != ignored, probabilities.amax(1), matrix)
 
@@ -306,10 +303,8 @@ def _known(predictions: Predictions) -> heads.KnownLoss | None:
 
 def _targets(predictions: Predictions) -> Tensor:
     if predictions.targets is None:
-        raise ValueError(
-            "predictions must have targets, got none. Call predict with batches of "
-            "(inputs, targets)."
-        )
+        remedy = "Call predict with batches of (inputs, targets)."
+        raise ValueError(f"predictions must have targets, got none. {remedy}")
     return predictions.targets
 
 

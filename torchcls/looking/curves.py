@@ -4,10 +4,9 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from torchcls.looking.pictures import plot_history
+from torchcls.looking.pictures import LOSSES, plot_history
 
-_LOSSES = ("train_loss", "valid_loss")
-_NOT_CURVES = ("epoch", "smooth_loss", "time")
+_NEITHER = ("smooth_loss", "time")
 
 
 def curves(history: Iterable[Any], path: str | os.PathLike[str]) -> None:
@@ -28,14 +27,10 @@ def curves(history: Iterable[Any], path: str | os.PathLike[str]) -> None:
     records = list(history)
     if not records:
         raise ValueError("history must hold at least one epoch to draw, got none.")
-    names = [
-        name
-        for name, value in records[0].items()
-        if name not in _NOT_CURVES and isinstance(value, float)
-    ]
-    losses = [name for name in names if name in _LOSSES]
-    panels = {"loss": losses, "metrics": [name for name in names if name not in losses]}
-    panels = {title: shown for title, shown in panels.items() if shown}
+    names = [name for name, value in records[0].items() if isinstance(value, float)]
+    losses = [name for name in names if name in LOSSES]
+    metrics = [name for name in names if name not in (*LOSSES, *_NEITHER)]
+    panels = {title: shown for title, shown in (("loss", losses), ("metrics", metrics)) if shown}
 
     figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]

@@ -4,6 +4,7 @@ Each function draws into ``ax``, or into a figure of its own, and returns the ax
 window. ``ax.figure.savefig("picture.png")`` writes a file; ``ax.figure`` shows it in a notebook.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,11 @@ from torchcls.prediction import Predictions
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LOSSES = ("train_loss", "valid_loss")
+LOSSES = ("train_loss", "valid_loss")
 
 
 def plot_history(
-    history: Iterable[Any], ax: "Axes | None" = None, *, columns: Sequence[str] = _LOSSES
+    history: Iterable[Any], ax: "Axes | None" = None, *, columns: Sequence[str] = LOSSES
 ) -> "Axes":
     """Draw columns of a history epoch by epoch: the losses, or those asked for.
 
@@ -55,11 +56,8 @@ def plot_lr(curve: LRCurve, ax: "Axes | None" = None) -> "Axes":
     """Draw the curve of ``find_lr`` and its suggestion, where it has one."""
     ax = _axes(ax)
     ax.plot(curve.lrs, curve.losses)
-    try:
+    with contextlib.suppress(ValueError):  # the loss falls nowhere
         lr = curve.suggestion
-    except ValueError:  # the loss falls nowhere
-        pass
-    else:
         ax.plot(lr, curve.losses[curve.lrs.index(lr)], "o", label=f"suggestion {lr:.2g}")
         ax.legend()
     ax.set_xscale("log")
@@ -210,8 +208,6 @@ def _pixels(image: Any) -> Any:
     array = np.asarray(image.cpu() if isinstance(image, Tensor) else image)
     if array.ndim == 3 and array.shape[0] in (1, 3):
         array = np.moveaxis(array, 0, -1)
-    if array.ndim == 3 and array.shape[-1] == 1:
-        array = array[..., 0]
     if array.dtype == np.uint8:
         return array / 255
     low, high = min(array.min(), 0), max(array.max(), 1)
