@@ -243,3 +243,37 @@ def test_a_csv_file_takes_at_most_two_dimensions(tmp_path):
 def test_what_cannot_be_predicted_says_so(data, keywords, error, words):
     with pytest.raises(error, match=words):
         tc.predict(nn.Identity(), data, **keywords)
+
+
+# ------------------------------------------------------------------ the most probable
+
+
+def test_the_top_classes_come_with_their_probabilities_ties_lowest_first():
+    outputs = tensor([[0.0, 2.0, 1.0], [1.0, 1.0, 1.0], [torch.nan, 0.0, 1.0]])
+    p, classes = tc.Predictions(outputs, None, CE).top(2)
+    assert classes.tolist() == [[1, 2], [0, 1], [-1, -1]]
+    expected = outputs.softmax(1)[[[0], [1], [2]], [[1, 2], [0, 1], [0, 1]]]
+    torch.testing.assert_close(p, expected, equal_nan=True)
+    p, classes = tc.Predictions(outputs[:1].log_softmax(1), None, F.nll_loss).top(3)
+    assert classes.tolist() == [[1, 2, 0]]
+    torch.testing.assert_close(p, outputs[:1].softmax(1).sort(descending=True).values)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "k", "message"),
+    [
+        (
+            nn.BCEWithLogitsLoss(),
+            1,
+            r"cross_entropy or nll_loss, got BCEWithLogitsLoss\. Use \.prob",
+        ),
+        (F.mse_loss, 1, "cross_entropy or nll_loss, got mse_loss"),
+        (lambda outputs, targets: outputs.sum(), 1, "whose activation is known"),
+        (None, 1, r"\.top needs the loss"),
+        (CE, 0, "k must be at least 1"),
+        (CE, 4, "k must be at most the 3 classes, got 4"),
+    ],
+)
+def test_there_is_no_top_without_classes(loss_fn, k, message):
+    with pytest.raises(ValueError, match=message):
+        tc.Predictions(torch.zeros(2, 3), None, loss_fn).top(k)

@@ -37,11 +37,12 @@ class Predictions:
     Attributes:
         outputs: What the model gave, shape (n, ...).
         targets: What was asked for, shape (n, ...); None where only inputs were given.
+        loss_fn: The loss of the training, which names the activation; None where it was not given.
     """
 
     outputs: Tensor
     targets: Tensor | None = None
-    _loss_fn: Loss | None = field(default=None, repr=False)
+    loss_fn: Loss | None = field(default=None, repr=False)
 
     @property
     def probabilities(self) -> Tensor:
@@ -52,6 +53,22 @@ class Predictions:
     def predicted(self) -> Tensor:
         """What the outputs say y is, as ``heads.decisions`` gives it; -1 where a row holds NaN."""
         return heads.decisions(self.outputs, self._loss("predicted"))
+
+    def top(self, k: int) -> tuple[Tensor, Tensor]:
+        """Probabilities and ids of the ``k`` most probable classes, best first, (n, k) each.
+
+        Ties go to the lowest class; -1 stands for all classes of a row that holds NaN. The loss has
+        to be one over classes (cross-entropy or NLL), of at least ``k``: else a ValueError.
+        """
+        check_whole_number("k", k, at_least=1)
+        known = heads.recognise(self._loss("top"))
+        if known and known.name not in heads.MULTICLASS.losses:
+            law = "top must have a loss over classes, cross_entropy or nll_loss"
+            raise ValueError(f"{law}, got {known}. Use .probabilities.")
+        p, classes = self.probabilities.sort(dim=1, descending=True, stable=True)
+        if k > p.shape[1]:
+            raise ValueError(f"k must be at most the {p.shape[1]} classes, got {k}.")
+        return p[:, :k], torch.where(p.isnan().any(1, keepdim=True), -1, classes)[:, :k]
 
     def to_csv(
         self, path: str | os.PathLike[str], *, classes: Sequence[object] | None = None
@@ -98,10 +115,10 @@ class Predictions:
             writer.writerows(zip(*columns, strict=True))
 
     def _loss(self, name: str) -> Loss:
-        if self._loss_fn is None:
+        if self.loss_fn is None:
             remedy = "Call predict(model, data, loss_fn=...)."
             raise ValueError(f".{name} needs the loss, which names the activation. {remedy}")
-        return self._loss_fn
+        return self.loss_fn
 
 
 def _cell(value: float, classes: Sequence[object] | None) -> object:

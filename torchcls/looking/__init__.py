@@ -1,1 +1,33 @@
-"""What people look at after a run."""
+"""What people look at after a run: tables and pictures from one pass of ``predict``."""
+
+from torchcls.looking.classes import (
+    Calibration,
+    ClassReport,
+    calibration,
+    class_report,
+    most_confused,
+    wilson_interval,
+    worst,
+)
+from torchcls.looking.pictures import (
+    plot_calibration,
+    plot_confusion,
+    plot_history,
+    plot_lr,
+    plot_worst,
+)
+
+__all__ = [
+    "Calibration",
+    "ClassReport",
+    "calibration",
+    "class_report",
+    "most_confused",
+    "plot_calibration",
+    "plot_confusion",
+    "plot_history",
+    "plot_lr",
+    "plot_worst",
+    "wilson_interval",
+    "worst",
+]

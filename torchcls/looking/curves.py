@@ -4,7 +4,9 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-_NOT_CURVES = ("epoch", "smooth_loss", "time")
+from torchcls.looking.pictures import LOSSES, plot_history
+
+_NEITHER = ("smooth_loss", "time")
 
 
 def curves(history: Iterable[Any], path: str | os.PathLike[str]) -> None:
@@ -21,36 +23,17 @@ def curves(history: Iterable[Any], path: str | os.PathLike[str]) -> None:
         ValueError: If there is no epoch to draw.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     records = list(history)
     if not records:
         raise ValueError("history must hold at least one epoch to draw, got none.")
-    names = [
-        name
-        for name, value in records[0].items()
-        if name not in _NOT_CURVES and isinstance(value, float)
-    ]
-    losses = [name for name in names if name in ("train_loss", "valid_loss")]
-    panels = {"loss": losses, "metrics": [name for name in names if name not in losses]}
-    panels = {title: shown for title, shown in panels.items() if shown}
+    names = [name for name, value in records[0].items() if isinstance(value, float)]
+    losses = [name for name in names if name in LOSSES]
+    metrics = [name for name in names if name not in (*LOSSES, *_NEITHER)]
+    panels = {title: shown for title, shown in (("loss", losses), ("metrics", metrics)) if shown}
 
-    # A figure of its own: pyplot would pick a global backend and keep the figure alive.
     figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
-    for axes, (title, shown) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
-        for name in shown:
-            axes.plot(
-                [record["epoch"] for record in records],
-                [record[name] for record in records],
-                marker="o",
-                markersize=3,
-                label=name,
-            )
-        axes.set_xlabel("epoch")
-        axes.set_title(title)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend()
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (title, shown) in zip(grid, panels.items(), strict=True):
+        plot_history(records, ax, columns=shown).set_title(title)
     figure.savefig(path, dpi=120)
