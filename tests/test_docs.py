@@ -11,6 +11,7 @@ from typing import ClassVar
 import misuse
 import pytest
 import torch
+from helpers import BLOCK, can_run
 from PIL import Image
 from torchvision.models import resnet18
 
@@ -29,10 +30,6 @@ PAGES = {
         *sorted((ROOT / "docs").glob("*.md")),
     )
 }
-# What a page shows beside torchcls, where it is installed.
-BESIDE = ("webdataset", "datasets")
-# A block of Python, and the block of text right behind it: what it prints.
-BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", flags=re.DOTALL)
 
 
 def same_output(printed: str, shown: str) -> bool:
@@ -106,7 +103,7 @@ def test_every_python_block_of_a_page_runs_in_order_and_prints_what_is_shown(
     namespace: dict[str, object] = {}
     with torch.random.fork_rng([]):
         for number, (code, shown) in enumerate(BLOCK.findall(PAGES[page])):
-            if any(f"import {name}\n" in code and find_spec(name) is None for name in BESIDE):
+            if not can_run(code):
                 continue
             exec(compile(code, f"{page}, block {number}", "exec"), namespace)
             printed = capsys.readouterr().out

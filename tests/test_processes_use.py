@@ -7,13 +7,18 @@ is started once for all of them. What it returns has to travel, so it is numbers
 import contextlib
 import io
 import math
+import os
 import random
+import re
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import BLOCK, can_run
 from in_processes import in_processes
 from torch import nn
 from torch.optim import lr_scheduler
@@ -22,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 import torchcls as tc
 
 LOSS = nn.CrossEntropyLoss()
+PAGE = (Path(__file__).parents[1] / "docs" / "many-processes.md").read_text("utf-8")
 
 
 def answers(names):
@@ -540,6 +546,26 @@ def differs_opened_streams(group):
     return list(OPENED)
 
 
+# ------------------------------------------------------------------ the page in docs/
+
+
+def same_blocks_of_the_page(group):
+    """What the blocks print, but for times, and what they print in the other processes: nothing."""
+    printed, folder, namespace = io.StringIO(), group.from_first(tempfile.mkdtemp()), {}
+    home = os.getcwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(printed):
+            for code, _ in BLOCK.findall(PAGE):
+                if can_run(code):
+                    exec(code, namespace)
+    finally:
+        os.chdir(home)
+    words = [word for word in printed.getvalue().split() if not re.fullmatch(r"\d+\.\d\ds", word)]
+    words = [float(word) if word[0].isdigit() else word for word in words]
+    return group.from_first(words), [] if group.is_first else words
+
+
 # ------------------------------------------------------------------ what is refused
 
 
@@ -626,6 +652,16 @@ def fails_stray_parameter(group):
     model, stray = network(), nn.Parameter(torch.ones(()))
     optimizer = torch.optim.SGD([*model.parameters(), stray], lr=0.1)
     tc.train_one_epoch(model, in_pieces(), LOSS, optimizer, group=group)
+
+
+def fails_wrapped_model(group):
+    model = nn.parallel.DistributedDataParallel(network()) if group.size > 1 else network()
+    tc.train_one_epoch(model, in_pieces(), LOSS, sgd(model), group=group)
+
+
+def fails_lazy_layers(group):
+    model = nn.LazyLinear(3)
+    tc.train_one_epoch(model, in_pieces(), LOSS, sgd(model), group=group)
 
 
 def fails_too_few_streams(group):
@@ -717,30 +753,28 @@ def same_after_all_that(group):
 
 
 REFUSED = {
-    "sampler": "a DistributedSampler, which has split the data already. Leave it out:",
-    "dataset_of_rank": "a TensorDataset, which has split the data already. Leave it out:",
+    "sampler": "a DistributedSampler, which has split the data already",
+    "dataset_of_rank": "batches must be the whole data in every process, which takes its share of",
     "other": "batches must be the same in every process, which takes its share of each",
     "more_batches": "batches must be the same in every process, which takes its share of each",
     "stream_of_rank": "batches must be the same in every process, which takes its share of each",
     "stray_parameter": "optimizer must hold parameters of model and loss_fn only where there are",
-    "too_few_streams": "n must be at least the number of processes, got n=1 streams for",
+    "wrapped_model": "model must be the module itself, got it in DistributedDataParallel",
+    "lazy_layers": "model must know the shapes of its parameters before it is shared by processes",
+    "too_few_streams": "n must be at least the number of processes",
     "weight_for_each_row": "has a row for each sample of the batch, since a piece has fewer (as ",
+}
+BROKEN = "OSError: no such shard"
+ELSEWHERE = {
     "break_by_another": "the loop over a run must be left by the first process or by all, got 1 of",
-    "argument": "lr must be",
+    "argument": "lr must be above 0",
 }
 
 
 # ------------------------------------------------------------------ the tests
 
 SAME = [name for name in globals() if name.startswith("same_")]
-UNSEEN = pytest.mark.xfail(
-    strict=True, reason="nothing compares the batches of processes but in training"
-)
-FAILS = [
-    pytest.param(name, marks=UNSEEN if name.startswith("fails_other_batches_in_") else ())
-    for name in globals()
-    if name.startswith("fails_")
-]
+FAILS = [name for name in globals() if name.startswith("fails_")]
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -764,8 +798,8 @@ def test_a_difference_is_seen():
 @pytest.mark.parametrize("name", FAILS)
 def test_what_one_process_refuses_or_fails_at_ends_all(name, found):
     each = found[name]
-    fits = [words for key, words in REFUSED.items() if name.startswith(f"fails_{key}")]
-    (words,) = fits or ["OSError: no such shard"]
+    told = (REFUSED | ELSEWHERE).items()
+    (words,) = [words for key, words in told if name.startswith(f"fails_{key}")] or [BROKEN]
     for said in each:
         assert isinstance(said, str), each
         assert words in said, each
@@ -774,10 +808,10 @@ def test_what_one_process_refuses_or_fails_at_ends_all(name, found):
 
 def test_an_error_is_raised_where_it_was_and_told_to_the_others(found):
     *others, last = found["fails_loader_of_the_last"]
-    assert last == "OSError: no such shard"
-    told = f"process {len(others)} with OSError: no such shard"
+    assert last == BROKEN
     for said in others:
-        assert said == f"RuntimeError: another process has failed, and so all end: {told}"
+        told = f"another process has failed, and so all end: process {len(others)} with {BROKEN}"
+        assert said == f"RuntimeError: {told}"
 
 
 def test_the_first_leaves_the_loop_for_all(found):
@@ -843,6 +877,10 @@ def test_a_process_opens_its_own_streams_and_no_other(found):
     opened = found["differs_opened_streams"]
     assert [number for each in opened for number in each] == list(range(len(LENGTHS)))
     assert all(opened)
+
+
+def test_the_page_has_the_words_of_all_that_is_refused():
+    assert [words for words in REFUSED.values() if words not in PAGE] == []
 
 
 @pytest.mark.parametrize("name", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
