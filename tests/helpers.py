@@ -1,8 +1,10 @@
-"""What test files share: comparisons with torch (tested in test_helpers.py), and a small disk."""
+"""What test files share: comparisons with torch, blocks of pages, a small disk."""
 
 import ctypes
+import re
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,15 @@ from torch import Tensor
 # own functions, export a module without parameters, keep a SWALR, step on halves with MSELoss.
 IS_OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)
 recent_torch = pytest.mark.skipif(IS_OLD_TORCH, reason="torch before 2.9 cannot do this itself")
+
+# Of a page: a block of Python, and the block of text right behind it, which is what it prints.
+BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", flags=re.DOTALL)
+
+
+def can_run(code: str) -> bool:
+    """Whether the libraries that a block shows torchcls beside are installed."""
+    beside = ("webdataset", "datasets")
+    return all(find_spec(name) for name in beside if f"import {name}\n" in code)
 
 
 def assert_same_as_torch(

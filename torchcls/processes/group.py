@@ -71,7 +71,7 @@ class Processes(Group):
         self._gloo: Any = dist.new_group(backend="gloo")
         self._engine: DistributedDataParallel | None = None
         self.model: nn.Module | None = None
-        self.marks: dict[int, int] = {}  # of datasets, by id
+        self.marks: dict[int, tuple[Any, int]] = {}  # datasets and their marks, by id
         self.seen = 0  # the marks of the batches since then, as one
         self._trained: list[nn.Parameter] = []
         self._may_tell = True  # whether the others will meet before they need anything else

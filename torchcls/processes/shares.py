@@ -80,9 +80,10 @@ class Shares:
 
     def _loader(self, loader: Any) -> Iterator[Pair]:
         group, order = self._group, _Order(loader, self._group)
-        mark = group.marks.get(id(loader.dataset))
-        if mark is None:  # once: it takes samples
-            mark = group.marks[id(loader.dataset)] = _mark_of(loader.dataset)
+        number = id(loader.dataset)
+        if number not in group.marks:  # once: it takes samples; held, so that the id stays its own
+            group.marks[number] = loader.dataset, _mark_of(loader.dataset)
+        mark = group.marks[number][1]
         rows = _Rows(loader.batch_sampler, self._taken, mark)
         workers: dict[str, Any] = {}
         if loader.num_workers > 0:  # they are sent for indices as soon as there is an iterator
