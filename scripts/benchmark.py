@@ -6,12 +6,13 @@
 Eight tables, or those that are named: ``epoch`` (the lecture's three-digit run), ``networks``
 (others, where cutting is not always allowed), ``step`` (the overhead of one), ``scaling`` (1,000 to
 1,000,000 samples), ``preflight`` (what checking costs), ``checkpoint`` (what keeping a run costs),
-``processes`` (a step of two, and what follows on paper for many) and ``imports``. Each measurement has a process of its own; the contestants take turns,
-``--repeats`` times; ratios are taken within a round and given as the median of the rounds with the
-lowest and the highest. The time of an epoch, training and validation, is the median of its run.
-Peak memory is the whole process's; beside it stands what came on top of libraries and data. In
-``step``, on one thread, the batches are cut beforehand: a list of them for the loops, torchcls,
-Ignite and Poutyne, and for the others, which insist, a DataLoader that hands them out as they are.
+``processes`` (a step over two, and on paper over more) and ``imports``. Each measurement has a
+process of its own; the contestants take turns, ``--repeats`` times; ratios are taken within a round
+and given as the median of the rounds with the lowest and the highest. The time of an epoch,
+training and validation, is the median of its run. Peak memory is the whole process's; beside it
+stands what came on top of libraries and data. In ``step``, on one thread, the batches are cut
+beforehand: a list of them for the loops, torchcls, Ignite and Poutyne, and for the others, which
+insist, a DataLoader that hands them out as they are.
 Libraries that are not installed are named and skipped. It works on the CPU.
 
 What is claimed, and checked with the exit status, is in ``benchmark_report.py``.

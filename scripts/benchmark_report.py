@@ -246,7 +246,9 @@ BANDWIDTH, LATENCY = 12.5e9, 15e-6  # of a network of 100 Gbit/s: bytes in a sec
 
 
 def ring(size: int, parameters: float) -> float:
-    """Seconds in which a ring adds up float32 gradients: 2(W-1)/W · 4P/β + 2(W-1) · α.
+    """Seconds in which a ring adds up the float32 gradients of P parameters.
+
+        2(W-1)/W * 4P/bandwidth + 2(W-1) * latency
 
     Each of W processes sends W-1 parts of 4P/W bytes to be added and as many to be known; each of
     these 2(W-1) rounds waits for the network once.
