@@ -185,7 +185,7 @@ def time_epoch(epoch: Epoch, batches: Watched) -> tuple[Timed, float]:
 
 
 def time_meeting(group: Any) -> float:
-    """Seconds of one sum of 9 numbers, which is all that a step of torchcls adds to be sent."""
+    """Seconds of one sum of 9 numbers, as every step of torchcls has one."""
     started = time.perf_counter()
     group.sum(*range(9))
     return time.perf_counter() - started

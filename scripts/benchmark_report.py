@@ -281,7 +281,7 @@ def paper_rows(runs: Runs) -> list[list[str]]:
         row = [f"{size:,}", f"{1e3 * said:.1f}", f"{1e3 * math.log2(size) * measured:.1f}"]
         for parameters in PARAMETERS.values():
             sent = ring(size, parameters)
-            row += [f"{1e3 * sent:.1f}", f"{size * (sent + said):.2g}"]
+            row += [f"{1e3 * sent:.1f}", f"{size * (sent + said):,.2f}"]
         rows.append(row)
     return [head, *rows]
 

@@ -209,7 +209,7 @@ def test_many_processes_are_worked_out_from_the_measured_meeting(report):
     assert report.ring(2, 1.0e6) == pytest.approx(0.32e-3 + 2 * 15e-6)
     _, eight, _, most = report.paper_rows(process_runs())  # one meeting of two takes 0.5 ms
     assert eight[:4] == ["8", "3.5", "1.5", "0.8"]  # 7 and 3 of it; 0.56 + 0.21 ms
-    assert eight[4] == "0.034"  # 8 * (0.77 + 3.5) ms
+    assert eight[4] == "0.03"  # 8 * (0.77 + 3.5) ms
     assert most[:3] == ["1,024", "511.5", "5.0"]
 
 
