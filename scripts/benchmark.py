@@ -3,15 +3,16 @@
     pip install -e '.[bench]'
     python scripts/benchmark.py --data FOLDER --out FOLDER
 
-Seven tables, or those that are named: ``epoch`` (the lecture's three-digit run), ``networks``
+Eight tables, or those that are named: ``epoch`` (the lecture's three-digit run), ``networks``
 (others, where cutting is not always allowed), ``step`` (the overhead of one), ``scaling`` (1,000 to
-1,000,000 samples), ``preflight`` (what checking costs), ``checkpoint`` (what keeping a run costs)
-and ``imports``. Each measurement has a process of its own; the contestants take turns,
-``--repeats`` times; ratios are taken within a round and given as the median of the rounds with the
-lowest and the highest. The time of an epoch, training and validation, is the median of its run.
-Peak memory is the whole process's; beside it stands what came on top of libraries and data. In
-``step``, on one thread, the batches are cut beforehand: a list of them for the loops, torchcls,
-Ignite and Poutyne, and for the others, which insist, a DataLoader that hands them out as they are.
+1,000,000 samples), ``preflight`` (what checking costs), ``checkpoint`` (what keeping a run costs),
+``processes`` (a step over two, and on paper over more) and ``imports``. Each measurement has a
+process of its own; the contestants take turns, ``--repeats`` times; ratios are taken within a round
+and given as the median of the rounds with the lowest and the highest. The time of an epoch,
+training and validation, is the median of its run. Peak memory is the whole process's; beside it
+stands what came on top of libraries and data. In ``step``, on one thread, the batches are cut
+beforehand: a list of them for the loops, torchcls, Ignite and Poutyne, and for the others, which
+insist, a DataLoader that hands them out as they are.
 Libraries that are not installed are named and skipped. It works on the CPU.
 
 What is claimed, and checked with the exit status, is in ``benchmark_report.py``.
@@ -49,8 +50,12 @@ from benchmark_report import (
     import_rows,
     markdown,
     network_claims,
+    paper_rows,
     preflight_claims,
     preflight_rows,
+    process_claims,
+    process_rows,
+    same_loss,
     same_network_work,
     same_work,
     scaling_claims,
@@ -61,7 +66,7 @@ from benchmark_report import (
 )
 from lecture import load_digits, verdict
 
-TABLES = ("epoch", "networks", "step", "scaling", "preflight", "checkpoint", "imports")
+TABLES = ("epoch", "networks", "step", "scaling", "preflight", "checkpoint", "processes", "imports")
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 LECTURE_EPOCHS = 10  # so many rows has the lecture's table, which the first run is held against
 CHILD = Path(__file__).with_name("benchmark_child.py")
@@ -129,6 +134,9 @@ def rows_of(table: str, options: argparse.Namespace) -> list[Spec]:
     if table in ("preflight", "checkpoint"):
         networks = ["MLP"] if options.smoke else NETWORKS
         return [{"row": name, "variant": name} for name in ("step", "lecture", *networks)]
+    if table == "processes":
+        networks = ["1M"] if options.smoke else ["1M", "9M"]
+        return [{"row": f"MLP, {name} parameters", "variant": name} for name in networks]
     peers = peers_at_hand(options)
     if table == "imports":
         modules = {"torchcls": "torchcls", **{name: PEERS[name][1] for name in peers}}
@@ -203,6 +211,8 @@ def table_of(table: str, runs: Runs) -> list[list[str]]:
         return preflight_rows(runs)
     if table == "checkpoint":
         return checkpoint_rows(runs)
+    if table == "processes":
+        return process_rows(runs)
     return import_rows(runs) if table == "imports" else task_rows(table, runs)
 
 
@@ -210,7 +220,12 @@ def claims_of(table: str, runs: Runs, smoke: bool) -> list[Claim]:
     """What the table must show; for a smoke only that everyone did the same work."""
     if smoke:
         ran = Claim(True, f"{table}: {len(runs)} rows; no claim on time or memory in smoke mode")
-        work = {"epoch": same_work, "networks": same_network_work, "step": same_work}
+        work = {
+            "epoch": same_work,
+            "networks": same_network_work,
+            "step": same_work,
+            "processes": same_loss,
+        }
         return [ran, work[table](runs)] if table in work else [ran]
     claims = {
         "epoch": epoch_claims,
@@ -219,6 +234,7 @@ def claims_of(table: str, runs: Runs, smoke: bool) -> list[Claim]:
         "scaling": scaling_claims,
         "preflight": preflight_claims,
         "checkpoint": checkpoint_claims,
+        "processes": process_claims,
         "imports": import_claims,
     }
     return claims[table](runs)
@@ -264,7 +280,7 @@ def save(folder: Path, table: str, report: dict[str, Any], runs: Runs) -> None:
     """Every value as JSON, and the picture of the table where it has one."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{table}.json").write_text(json.dumps(report, indent=1) + "\n")
-    if table in ("preflight", "checkpoint"):
+    if table in ("preflight", "checkpoint", "processes"):
         return  # three units: a table says it better
     if importlib.util.find_spec("matplotlib") is None:
         print(f"skipped: {table}.png, as matplotlib is not installed (pip install '.[bench]')")
@@ -283,6 +299,8 @@ def run_table(table: str, options: argparse.Namespace, setting: dict[str, Any]) 
         specs_of(table, options), options.repeats, measure if in_here else in_a_process
     )
     print("\n" + markdown(table_of(table, runs)) + "\n")
+    if table == "processes":
+        print(markdown(paper_rows(runs)) + "\n")
     if options.out is not None:
         save(options.out, table, {**setting, "runs": runs, "failures": failures}, runs)
     claims = claims_of(table, runs, options.smoke)

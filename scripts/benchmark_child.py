@@ -222,6 +222,16 @@ def measure_keeping(spec: dict[str, Any]) -> dict[str, Any]:
     return measure_checkpoint(task, smoke=spec["smoke"])
 
 
+# --- many processes -------------------------------------------------------------------------------
+
+
+def measure_many(spec: dict[str, Any]) -> dict[str, Any]:
+    """What a step over processes costs."""
+    from benchmark_processes import measure_processes
+
+    return measure_processes(spec)
+
+
 # --- imports --------------------------------------------------------------------------------------
 
 
@@ -245,6 +255,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         return measure_look(spec)
     if spec["table"] == "checkpoint":
         return measure_keeping(spec)
+    if spec["table"] == "processes":
+        return measure_many(spec)
     return measure_scaling(spec) if spec["table"] == "scaling" else measure_task(spec)
 
 

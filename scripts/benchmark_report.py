@@ -24,6 +24,7 @@ MEMORY_SHARE = 1.1  # of the stored data plus a batch, at the largest n
 CHECK_SECONDS = 1.0  # tc.check on an ordinary network
 CHECK_TIMES = 5  # of one forward and backward, where that is no mere overhead
 CHECKPOINT_SHARE = 0.02  # of a run, at the default interval
+STEP_SHARE = 1.05  # of a step over processes, beside DistributedDataParallel by hand
 GROWTH = 1.5  # cost of a sample at the largest n over that at a hundredth of it; linear is 1
 BASELINE, OURS = "plain loop", "torchcls"
 MEGA = 1e6
@@ -211,6 +212,23 @@ def checkpoint_claims(runs: Runs) -> list[Claim]:
     return claims
 
 
+def same_loss(runs: Runs) -> Claim:
+    """Both ways of training over processes have the losses of the loop by hand, in every epoch."""
+    gaps = [one["gap"] for found in runs.values() for one in found]
+    sentence = f"largest difference of losses to the loop by hand: {max(gaps):.1e}"
+    return Claim(all(gap <= LOSS_BAND for gap in gaps), f"{sentence} (band {LOSS_BAND:.0e})")
+
+
+def process_claims(runs: Runs) -> list[Claim]:
+    claims = [same_loss(runs)]
+    for row, found in runs.items():
+        for name in ("train_one_epoch", "fit"):
+            share = spread(one[name] for one in found)
+            sentence = f"{row}: a step of {name} takes {share.text()} of one by hand"
+            claims.append(Claim(share.middle <= STEP_SHARE, f"{sentence} (at most {STEP_SHARE})"))
+    return claims
+
+
 def samples(row: str) -> int:
     return int(row.replace(",", ""))
 
@@ -218,6 +236,54 @@ def samples(row: str) -> int:
 def memory_share(measurement: Measurement) -> float:
     """Memory above what the libraries take, in terms of the stored data plus one float batch."""
     return measurement["working"] / (measurement["stored"] + measurement["batch"])
+
+
+# --- many processes, on paper ---------------------------------------------------------------------
+
+MANY = (8, 64, 1024)
+PARAMETERS = {"1M": 1.0e6, "25.6M": 25.6e6}  # the second is a ResNet-50
+BANDWIDTH, LATENCY = 12.5e9, 15e-6  # of a network of 100 Gbit/s: bytes in a second, and seconds
+
+
+def ring(size: int, parameters: float) -> float:
+    """Seconds in which a ring adds up the float32 gradients of P parameters.
+
+        2(W-1)/W * 4P/bandwidth + 2(W-1) * latency
+
+    Each of W processes sends W-1 parts of 4P/W bytes to be added and as many to be known; each of
+    these 2(W-1) rounds waits for the network once.
+    """
+    return 2 * (size - 1) / size * 4 * parameters / BANDWIDTH + 2 * (size - 1) * LATENCY
+
+
+def meeting(size: int, measured: float) -> float:
+    """Seconds of the meeting of a step over gloo, whose ring has 2(W-1) rounds for any vector.
+
+    Two processes have two rounds, and what they measured is all put down to these: the work of
+    Python, which does not grow with W, is in it, so that this is an upper estimate.
+    """
+    return (size - 1) * measured
+
+
+def paper_rows(runs: Runs) -> list[list[str]]:
+    """What a step would have to send and to wait for over many processes.
+
+    The batch is fixed, so W processes compute for c/W where one computes for c seconds. Half of
+    their time is lost where c/W = ring + meeting; below that c more processes hardly help.
+    """
+    measured = median(one["meeting"] for found in runs.values() for one in found)
+    head = ["processes", "meeting, ring of gloo, ms", "the same as a tree, ms"]
+    for name in PARAMETERS:
+        head += [f"gradients of {name}, ms", "half is lost below, s"]
+    rows = []
+    for size in MANY:
+        said = meeting(size, measured)
+        row = [f"{size:,}", f"{1e3 * said:.1f}", f"{1e3 * math.log2(size) * measured:.1f}"]
+        for parameters in PARAMETERS.values():
+            sent = ring(size, parameters)
+            row += [f"{1e3 * sent:.1f}", f"{size * (sent + said):,.2f}"]
+        rows.append(row)
+    return [head, *rows]
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -308,6 +374,22 @@ def checkpoint_rows(runs: Runs) -> list[list[str]]:
             lambda row: spread(one["added"] / seconds(one) for one in runs[row]).text(".3f"),
         ),
         ("state, MB", lambda row: spread(one["bytes"] / 1e6 for one in runs[row]).text(".2f")),
+    ]
+    return cells("", runs, columns)
+
+
+def process_rows(runs: Runs) -> list[list[str]]:
+    """A step over processes beside the same by hand, and what comes once an epoch."""
+
+    def each(row: str, name: str, unit: float, form: str) -> str:
+        return spread(unit * one[name] for one in runs[row]).text(form)
+
+    columns: list[Column] = [
+        ("by hand, ms", lambda row: spread(1e3 * seconds(one) for one in runs[row]).text()),
+        ("train_one_epoch, of it", lambda row: each(row, "train_one_epoch", 1, ".2f")),
+        ("fit, of it", lambda row: each(row, "fit", 1, ".2f")),
+        ("fit, around the steps of an epoch, ms", lambda row: each(row, "around", 1e3, ".1f")),
+        ("one meeting, ms", lambda row: each(row, "meeting", 1e3, ".2f")),
     ]
     return cells("", runs, columns)
 

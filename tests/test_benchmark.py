@@ -174,6 +174,45 @@ def test_the_import_has_its_bound(report, ours, holds):
     assert (not failed(report.import_claims(runs))) == holds
 
 
+def process_runs(**changed):
+    """Two rounds over processes, the second one slower than the first."""
+    found = {"seconds": [0.01], "train_one_epoch": 1.0, "fit": 1.0, "around": 0.02}
+    found |= {"meeting": 4e-4, "gap": 0.0, **changed}
+    return {"MLP": [found, {**found, "seconds": [0.02], "meeting": 6e-4}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"train_one_epoch": 1.06}, "a step of train_one_epoch takes 1.06"),
+        ({"fit": 1.06}, "a step of fit takes 1.06"),
+        ({"fit": math.nan}, "a step of fit takes nan"),
+        ({"gap": 3e-5}, "difference of losses to the loop by hand: 3.0e-05"),
+        ({"gap": math.nan}, "difference of losses to the loop by hand: nan"),
+    ],
+)
+def test_a_step_over_processes_is_held_against_the_loop_by_hand(report, change, words):
+    assert not failed(report.process_claims(process_runs()))
+    (sentence,) = failed(report.process_claims(process_runs(**change)))
+    assert words in sentence
+
+
+def test_a_table_of_processes_has_the_median_of_the_rounds(report):
+    _, row = report.process_rows(process_runs())
+    assert row[1] == "15.00 (10.00\N{EN DASH}20.00)"
+    assert row[-1] == "0.50 (0.40\N{EN DASH}0.60)"
+
+
+def test_many_processes_are_worked_out_from_the_measured_meeting(report):
+    assert report.ring(8, 25.6e6) == pytest.approx(14.336e-3 + 14 * 15e-6)  # 7/4 of 102.4 MB
+    assert report.ring(1024, 1.0e6) == pytest.approx(0.639375e-3 + 2046 * 15e-6)
+    assert report.ring(2, 1.0e6) == pytest.approx(0.32e-3 + 2 * 15e-6)
+    _, eight, _, most = report.paper_rows(process_runs())  # one meeting of two takes 0.5 ms
+    assert eight[:4] == ["8", "3.5", "1.5", "0.8"]  # 7 and 3 of it; 0.56 + 0.21 ms
+    assert eight[4] == "0.03"  # 8 * (0.77 + 3.5) ms
+    assert most[:3] == ["1,024", "511.5", "5.0"]
+
+
 @pytest.mark.parametrize(
     ("change", "holds"),
     [
@@ -299,10 +338,15 @@ def test_it_runs_in_smoke_mode(benchmark, load, tmp_path, capsys, monkeypatch):
     assert printed.count("ok: largest differences to the plain loop: ") == 3
     assert started == ["torchcls"]
     names = {f"{table}.{ending}" for table in benchmark.TABLES for ending in ("json", "png")}
-    names -= {"preflight.png", "checkpoint.png"}  # three units: a table says it better
+    names -= {
+        "preflight.png",
+        "checkpoint.png",
+        "processes.png",
+    }  # three units: a table says it better
     assert {path.name for path in folder.iterdir()} == names
     saved = json.loads((folder / "epoch.json").read_text())
     assert saved["runs"]["torchcls"][0]["accuracy"] > 0.5
+    assert "ok: largest difference of losses to the loop by hand: " in printed
     assert saved["versions"]["torch"]
     assert saved["seed"] == 0
 
