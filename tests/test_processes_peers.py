@@ -15,6 +15,7 @@ def script(load):
     return load("processes_peers")
 
 
+@pytest.mark.system
 def test_torchcls_is_exact_over_two_processes_and_the_usual_loop_is_not(script, capsys):
     assert "python scripts/processes_peers.py" in script.__doc__
     assert script.main(["--smoke"]) == 0

@@ -84,18 +84,21 @@ def fitted(group):
     return full(model), [history[-1][name] for name in ("train_loss", "valid_loss", "accuracy")]
 
 
-def many():
+def many(every):
     group = tc.processes()
-    return [trained(case, group) for case in CASES], fitted(group)
+    return [trained(case, group) for case in CASES[::every]], fitted(group)
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.system)])
-def test_a_model_that_is_spread_trains_evaluates_and_predicts_alike(size):
-    results = in_processes(size, "test_processes_sharded:many")
+ALL = [pytest.param(size, 1, marks=pytest.mark.system) for size in (2, 3)]
+
+
+@pytest.mark.parametrize(("size", "every"), [(2, 7), *ALL])
+def test_a_model_that_is_spread_trains_evaluates_and_predicts_alike(size, every):
+    results = in_processes(size, "test_processes_sharded:many", every)
     for result in results:
         assert not isinstance(result, RuntimeError), result
         shared, (weights, numbers) = result
-        for case, found in zip(CASES, shared, strict=True):
+        for case, found in zip(CASES[::every], shared, strict=True):
             expected = trained(case, None)
             assert torch.allclose(found[0], expected[0], rtol=0, atol=1e-12), case
             assert found[1] == pytest.approx(expected[1], abs=1e-12, nan_ok=True), case
@@ -135,6 +138,7 @@ def resumed(folder):
     return begun(folder, stops=False)
 
 
+@pytest.mark.system
 def test_saved_by_two_processes_it_is_resumed_by_another_number(tmp_path):
     name = "test_processes_sharded"
     whole, *_ = in_processes(2, f"{name}:resumed", str(tmp_path / "whole"))

@@ -298,6 +298,7 @@ def all_failed(faults, folder):
     return found, interrupted_while_saving(f"{folder}/run")
 
 
+@pytest.mark.system
 def test_an_error_in_one_process_ends_all_in_the_same_step_with_its_words(tmp_path):
     Path(tmp_path, "file").touch()
     ends = in_processes(2, "test_processes_survival:all_failed", FAULTS, str(tmp_path), timeout=300)

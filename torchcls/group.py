@@ -46,7 +46,9 @@ class Group:
         """This process's share of every batch; ``opened`` makes of a source what is iterated."""
         return opened(batches)
 
-    def prepare(self, model: nn.Module, loss_fn: Any, optimizer: Optimizer) -> None:
+    def prepare(
+        self, model: nn.Module, loss_fn: Any, optimizer: Optimizer, *, is_plain: bool
+    ) -> None:
         """Called before the steps of an epoch."""
 
     def failing(self) -> AbstractContextManager[None]:

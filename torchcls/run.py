@@ -289,7 +289,8 @@ class Run:
                     scores.reset()
                 if self._batches is None:
                     self._batches = self.source.rest_of(at.epoch, at.step)
-                group.prepare(self.model, step.loss_fn, optimizer)
+                is_plain = step.pieces.is_plain
+                group.prepare(self.model, step.loss_fn, optimizer, is_plain=is_plain)
                 for batch in self._batches:
                     batch = to_device(batch, self.device)
                     schedule.before_step()

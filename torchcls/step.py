@@ -81,13 +81,16 @@ def check_can_train() -> None:
 
 
 class Pieces:
-    """Cuts every batch into pieces of ``size`` samples; None leaves it whole."""
+    """Cuts every batch into pieces of ``size`` samples; None leaves it whole.
+
+    ``is_plain`` says whether the model is called as ``model(inputs)``.
+    """
 
     def __init__(
         self, model: nn.Module, size: int | None = None, *, forward: ForwardOf = None
     ) -> None:
         self._model, self._call = model, forward_of(model, forward)
-        self.size = size
+        self.size, self.is_plain = size, forward is None
 
     def renew(self, averaging: Averaging | None = None) -> None:
         """Look at the model and at how its loss averages, at the start of a pass."""

@@ -74,6 +74,7 @@ class Processes(Group):
         self.marks: dict[int, tuple[Any, int]] = {}  # datasets and their marks, by id
         self.seen = 0  # the marks of the batches since then, as one
         self._trained: list[nn.Parameter] = []
+        self._buffers: dict[torch.dtype, list[Tensor]] = {}
         self._may_tell = True  # whether the others will meet before they need anything else
         self._has_told = False
 
@@ -94,24 +95,31 @@ class Processes(Group):
 
     def of_anyone(self, value: Any) -> Any:
         """The value of the first process in which there is one."""
-        found = self._from_all(value)
+        found = self.from_all(value)
         return next((value for value in found if value is not None), None)
 
     # -------------------------------------------------------------- the step
 
-    def prepare(self, model: nn.Module, loss_fn: Any, optimizer: Optimizer) -> None:
+    def prepare(
+        self, model: nn.Module, loss_fn: Any, optimizer: Optimizer, *, is_plain: bool
+    ) -> None:
         """Make the engine that reduces gradients, and let each process draw numbers of its own."""
         self._meet(_Vector())  # nobody has failed on the way here, and all need each other now
-        modules = modules_of(model, loss_fn).values()
-        named = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}
+        modules = modules_of(model, loss_fn)
+        modules = {name: m for name, m in modules.items() if any(True for _ in m.parameters())}
+        named = {id(p): p for m in modules.values() for p in m.parameters() if p.requires_grad}
         _check_shared(model, optimizer, named)
         trained = list(named.values())
         self.is_sharded = is_sharded(model)
         if self.is_sharded:
             sharded.check(model, loss_fn)
-        elif [id(p) for p in trained] != [id(p) for p in self._trained]:
-            self._engine = _engine(trained, is_first_time=self.model is None) if trained else None
+        elif trained and [id(p) for p in trained] != [id(p) for p in self._trained]:
+            uses_all = is_plain and "loss" not in modules and _uses_all(model)
+            self._engine = _engine(trained, uses_all=uses_all, is_first_time=self.model is None)
         self.model, self._trained = model, trained
+        self._buffers = {}
+        for buffer in model.buffers():
+            self._buffers.setdefault(buffer.dtype, []).append(buffer)
         self._part_ways()
 
     def _part_ways(self) -> None:
@@ -167,11 +175,7 @@ class Processes(Group):
 
     def _same_buffers(self) -> None:
         """Give all the buffers of the first: their own samples have moved running statistics."""
-        assert self.model is not None
-        kinds: dict[torch.dtype, list[Tensor]] = {}
-        for buffer in self.model.buffers():
-            kinds.setdefault(buffer.dtype, []).append(buffer)
-        for buffers in kinds.values():
+        for buffers in self._buffers.values():
             flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
             dist.broadcast(flat, 0)
             for buffer, value in zip(
@@ -215,7 +219,8 @@ class Processes(Group):
             return None
         return [part for batch in zip(*found, strict=True) for part in batch]
 
-    def _from_all(self, value: Any) -> list[Any]:
+    def from_all(self, value: Any) -> list[Any]:
+        """What each process has for a value."""
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value, group=self._gloo)
         return found
@@ -251,7 +256,7 @@ class Processes(Group):
         if summed.failed:
             self._has_told = True
             words = None if error is None else f"{type(error).__name__}: {error}"
-            found = self._from_all(words)
+            found = self.from_all(words)
             if error is None:
                 said = "; ".join(f"process {r} with {w}" for r, w in enumerate(found) if w)
                 raise RuntimeError(f"another process has failed, and so all end: {said}")
@@ -296,15 +301,31 @@ def _check_shared(model: nn.Module, optimizer: Optimizer, named: dict[int, nn.Pa
         )
 
 
-def _engine(trained: list[nn.Parameter], *, is_first_time: bool) -> DistributedDataParallel:
+def _uses_all(model: nn.Module) -> bool:
+    """Whether every step uses every parameter: a Sequential of torch's layers, without hooks."""
+    parts = list(model.modules())
+    return isinstance(model, nn.Sequential) and all(
+        (type(part) is nn.Sequential or not any(True for _ in part.children()))
+        and type(part).__module__.startswith("torch.nn.modules.")
+        and not (part._forward_hooks or part._forward_pre_hooks)
+        for part in parts
+    )
+
+
+def _engine(
+    trained: list[nn.Parameter], *, uses_all: bool, is_first_time: bool
+) -> DistributedDataParallel:
     """What reduces gradients while the backward pass goes on.
 
-    It is called on the loss: model and loss function run outside of it, as they always do. Any of
-    the parameters may be unused in a step.
+    It is called on the loss: model and loss function run outside of it, as they always do. But for
+    where a step ``uses_all``, any of the parameters may be unused; finding out costs a sum more.
     """
-    unused = nn.Parameter(torch.zeros((), device=trained[0].device))  # else it warns of none
-    shim = _Shim([*trained, unused])
-    return DistributedDataParallel(shim, find_unused_parameters=True, init_sync=is_first_time)
+    shim = _Shim(trained)
+    if not uses_all:  # it warns where it has found none: one that is never used
+        shim.trained.append(nn.Parameter(torch.zeros((), device=trained[0].device)))
+    return DistributedDataParallel(
+        shim, find_unused_parameters=not uses_all, init_sync=is_first_time
+    )
 
 
 class _Shim(nn.Module):

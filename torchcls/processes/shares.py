@@ -82,7 +82,9 @@ class Shares:
         group, order = self._group, _Order(loader, self._group)
         number = id(loader.dataset)
         if number not in group.marks:  # once: it takes samples; held, so that the id stays its own
-            group.marks[number] = loader.dataset, _mark_of(loader.dataset)
+            mark = _mark_of(loader.dataset)
+            is_known = None not in group.from_all(mark)
+            group.marks[number] = loader.dataset, mark if is_known and mark is not None else 0
         mark = group.marks[number][1]
         rows = _Rows(loader.batch_sampler, self._taken, mark)
         workers: dict[str, Any] = {}
@@ -271,7 +273,7 @@ def _has_indices(source: Any) -> bool:
     )
 
 
-def _mark_of(dataset: Any) -> int:
+def _mark_of(dataset: Any) -> int | None:
     """A number that tells a dataset of other content apart: one that was split by rank, say.
 
     Of three samples their targets, and their inputs where taking them again gives the same.
@@ -284,8 +286,8 @@ def _mark_of(dataset: Any) -> int:
         samples, again = ([dataset[i] for i in numbers] for _ in range(2))
         are_same = _mark(samples) == _mark(again)
         return _mark((samples if are_same else [sample[1] for sample in samples], len(dataset)))
-    except Exception:  # one that takes other keys, or has no samples: its batches will say so
-        return 0
+    except Exception:  # one that takes other keys, or cannot be read: its batches will say so
+        return None
     finally:
         torch.set_rng_state(states[0])
         random.setstate(states[1])

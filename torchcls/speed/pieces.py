@@ -36,7 +36,6 @@ class AutoPieces(Pieces):
 
     def __init__(self, model: nn.Module, *, forward: ForwardOf = None) -> None:
         super().__init__(model, forward=forward)
-        self._is_called_plainly = forward is None
         self._averaging: Averaging | None = None
         self._forward: Forward | None = None
         self._sample: _Sample | None = None
@@ -59,7 +58,7 @@ class AutoPieces(Pieces):
     def renew(self, averaging: Averaging | None = None) -> None:
         """Trust the layers as they stand now, or none."""
         self._averaging = averaging
-        may_be_cut = self._is_called_plainly and device_of(self._model).type == "cpu"
+        may_be_cut = self.is_plain and device_of(self._model).type == "cpu"
         layers = layers_of(self._model) if may_be_cut else None
         self._forward = through(layers) if layers else None
         found = [(type(layer), _trained(layer)) for layer in layers or ()]
