@@ -664,6 +664,13 @@ def fails_lazy_layers(group):
     tc.train_one_epoch(model, in_pieces(), LOSS, sgd(model), group=group)
 
 
+def fails_train_metrics(group):
+    tc.fit(
+        network(), batches(), loss_fn=LOSS, train_metrics=[tc.accuracy], checkpoint="never made",
+        progress=False,
+    )  # fmt: skip
+
+
 def fails_too_few_streams(group):
     fitted(tc.Streams(open_stream, n=1))
 
@@ -761,6 +768,7 @@ REFUSED = {
     "stray_parameter": "optimizer must hold parameters of model and loss_fn only where there are",
     "wrapped_model": "model must be the module itself, got it in DistributedDataParallel",
     "lazy_layers": "model must know the shapes of its parameters before it is shared by processes",
+    "train_metrics": "train_metrics must be empty where",
     "too_few_streams": "n must be at least the number of processes",
     "weight_for_each_row": "has a row for each sample of the batch, since a piece has fewer (as ",
 }

@@ -243,6 +243,11 @@ def _put_together(chosen: Any, group: Group) -> tuple[Run, Survival | None, Disp
     _check(chosen)
     for source in (chosen.train, chosen.valid) if group.size > 1 else ():
         check_not_shared(source)
+    if group.size > 1 and chosen.train_metrics and chosen.checkpoint is not None:
+        raise ValueError(
+            f"train_metrics must be empty where {group.size} processes have a checkpoint, since "
+            "the first, which writes it, has only its own share. Measure them on valid."
+        )
     model, train, valid, loss_fn = chosen.model, chosen.train, chosen.valid, chosen.loss_fn
     device = chosen.device
     if device is not None:
