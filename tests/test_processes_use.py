@@ -1,7 +1,7 @@
 """How people use several processes: whole runs, loops of their own, any source, leaving, failing.
 
-Every function below is called in one process, in two and in three, where each group of processes
-is started once for all of them. What it returns has to travel, so it is numbers, text and tensors.
+Every function below is called in one process and in several, which are started once for all of
+them. What it returns has to travel, so it is numbers, text and tensors.
 """
 
 import contextlib
