@@ -85,6 +85,8 @@ def write_digits(folder, n, seed):
 # --- examples -------------------------------------------------------------------------------------
 
 
+# WebDataset leaves its files to be closed by the garbage collector.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO name='digits-")
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```python" in text])
 def test_every_python_block_of_a_page_runs_in_order_and_prints_what_is_shown(
     page, at_home, capsys, load, monkeypatch
