@@ -62,9 +62,9 @@ EVERYWHERE = {"version", "warn"}  # nine lines and one number
 # Lines with docstrings. Floors 1 and 2 are read by a newcomer in an hour; no file but functional
 # and metrics is longer than 500.
 BUDGETS = {
-    "preflight": 2720,
+    "preflight": 2725,
     "survival": 1180,
-    "processes": 810,
+    "processes": 820,
     "speed": 600,
     "data": 1515,
     "looking": 600,

@@ -320,13 +320,21 @@ class Scores:
 
 def _fed(metric: Any, kept: list[Pair], size: int, device: torch.device) -> Any:
     """What an object gives, fed the batches that ``size`` processes have shared, one by one."""
-    for part in metric.modules() if isinstance(metric, nn.Module) else [metric]:
-        if hasattr(part, "distributed_available_fn"):  # torchmetrics would wait for the others
+    parts = metric.modules() if isinstance(metric, nn.Module) else [metric]
+    asked = [
+        (p, p.distributed_available_fn) for p in parts if hasattr(p, "distributed_available_fn")
+    ]
+    try:
+        for part, _ in asked:  # torchmetrics would wait for the others
             part.distributed_available_fn = lambda: False
-    metric.reset()
-    for i in range(0, len(kept), size):
-        metric.update(*to_device(tuple(map(joined, zip(*kept[i : i + size], strict=True))), device))
-    return metric.compute()
+        metric.reset()
+        for i in range(0, len(kept), size):
+            batch = tuple(map(joined, zip(*kept[i : i + size], strict=True)))
+            metric.update(*to_device(batch, device))
+        return metric.compute()
+    finally:
+        for part, before in asked:
+            part.distributed_available_fn = before
 
 
 def kept_tensor(value: Any, law: str, remedy: str) -> Tensor:

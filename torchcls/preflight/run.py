@@ -23,6 +23,7 @@ from torchcls.preflight.check import eager, is_compiled
 from torchcls.preflight.failure import explain_forward
 from torchcls.preflight.findings import Check, ContractError, Finding, act_on, error, warning
 from torchcls.preflight.reading import describe, untouched
+from torchcls.state import is_sharded
 from torchcls.step import ForwardOf, Loss, Taken, forward_of, may_skip
 
 _MOST_BATCHES = 20  # of a validation set, where one of them did not do
@@ -177,7 +178,8 @@ class Preflight:
         found += training.gradient_findings(used, model, self._optimizer)
         found += training.held_findings(model, self._optimizer, used, self._frozen)
         given = outputs if called is None else (outputs, called.result)
-        found += inside.unheld_findings(given, model, loss_fn, self._optimizer)
+        if not is_sharded(model):  # whose graph ends in whole copies of what each process has
+            found += inside.unheld_findings(given, model, loss_fn, self._optimizer)
         if called is not None:
             found += inside.loss_findings(called, loss_fn, outputs, targets)
         is_shared = self._group.size > 1

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from torchcls import heads
@@ -22,10 +22,13 @@ from torchcls.step import Loss
 
 def copies_of(named: dict[str, Any]) -> dict[str, Any]:
     """The metrics to try out: what cannot be copied is left out."""
-    copies = {}
+    copies: dict[str, Any] = {}
     for name, metric in named.items():
         with contextlib.suppress(Exception):
-            copies[name] = copy.deepcopy(metric)
+            copies[name] = copied = copy.deepcopy(metric)
+            for part in copied.modules() if isinstance(copied, nn.Module) else [copied]:
+                if hasattr(part, "distributed_available_fn"):  # torchmetrics would wait for others
+                    part.distributed_available_fn = lambda: False
     return copies
 
 

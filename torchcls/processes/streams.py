@@ -3,7 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from torchcls.batches import Pair, as_pair, check_whole_number, joined, samples_of
+import numpy as np
+import torch
+
+from torchcls.batches import Pair, as_pair, check_whole_number, joined, mapped, samples_of
 
 
 class Streams:
@@ -15,7 +18,7 @@ class Streams:
 
     Args:
         open_stream: Called as ``open_stream(k)`` with k from 0 to n - 1, at the start of every
-            pass; returns an iterable of pairs (inputs, targets) of tensors. It has to give the same
+            pass; returns an iterable of pairs (inputs, targets) of tensors or arrays. It has to give the same
             batches again where a run is to be resumed inside an epoch.
         n: How many streams, at least the number of processes.
 
@@ -51,9 +54,16 @@ class Streams:
             if not open_ones:
                 return
             pairs = [as_pair(batch, "a stream") for _, batch in found if batch is not None]
-            inputs, targets = (joined(parts) for parts in zip(*pairs, strict=True))
+            inputs, targets = (
+                joined([mapped(_as_tensor, part) for part in parts])
+                for parts in zip(*pairs, strict=True)
+            )
             yield inputs, targets
 
     def rows(self, pair: Pair) -> int:
         """How many samples a batch holds."""
         return samples_of(pair)
+
+
+def _as_tensor(leaf: Any) -> Any:
+    return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
