@@ -18,8 +18,8 @@ class Streams:
 
     Args:
         open_stream: Called as ``open_stream(k)`` with k from 0 to n - 1, at the start of every
-            pass; returns an iterable of pairs (inputs, targets) of tensors or arrays. It has to give the same
-            batches again where a run is to be resumed inside an epoch.
+            pass; returns an iterable of pairs (inputs, targets) of tensors or arrays. It has to
+            give the same batches again where a run is to be resumed inside an epoch.
         n: How many streams, at least the number of processes.
 
     Raises:
