@@ -241,6 +241,7 @@ def test_warm_up_and_cosine_by_hand():
     assert tc.warm_up_cosine(0)(0) == 1
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # torch's own, in earlier versions
 @pytest.mark.parametrize(("steps", "warm_up"), [(10, 3), (40, 4), (7, 0), (5, 4)])
 def test_warm_up_and_cosine_are_torchs_in_sequence(steps, warm_up):
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.5)

@@ -115,7 +115,7 @@ class Processes(Group):
             sharded.check(model, loss_fn)
         elif trained and [id(p) for p in trained] != [id(p) for p in self._trained]:
             uses_all = is_plain and "loss" not in modules and _uses_all(model)
-            self._engine = _engine(trained, uses_all=uses_all, is_first_time=self.model is None)
+            self._engine = _engine(trained, uses_all=uses_all)
         self.model, self._trained = model, trained
         self._buffers = {}
         for buffer in model.buffers():
@@ -312,9 +312,7 @@ def _uses_all(model: nn.Module) -> bool:
     )
 
 
-def _engine(
-    trained: list[nn.Parameter], *, uses_all: bool, is_first_time: bool
-) -> DistributedDataParallel:
+def _engine(trained: list[nn.Parameter], *, uses_all: bool) -> DistributedDataParallel:
     """What reduces gradients while the backward pass goes on.
 
     It is called on the loss: model and loss function run outside of it, as they always do. But for
@@ -323,9 +321,7 @@ def _engine(
     shim = _Shim(trained)
     if not uses_all:  # it warns where it has found none: one that is never used
         shim.trained.append(nn.Parameter(torch.zeros((), device=trained[0].device)))
-    return DistributedDataParallel(
-        shim, find_unused_parameters=not uses_all, init_sync=is_first_time
-    )
+    return DistributedDataParallel(shim, find_unused_parameters=not uses_all)
 
 
 class _Shim(nn.Module):
