@@ -4,10 +4,13 @@ import functools
 
 import pytest
 import torch
+from helpers import recent_torch
 from in_processes import in_processes
 from torch import nn
 
 import torchcls as tc
+
+pytestmark = recent_torch  # fully_shard on a CPU
 
 
 def net():
