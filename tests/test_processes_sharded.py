@@ -92,7 +92,7 @@ def many(every):
     return [trained(case, group) for case in CASES[::every]], fitted(group)
 
 
-ALL = [pytest.param(size, 1, marks=pytest.mark.system) for size in (2, 3)]
+ALL = [pytest.param(size, 3, marks=pytest.mark.system) for size in (2, 3)]
 
 
 @pytest.mark.parametrize(("size", "every"), [(2, 7), *ALL])
