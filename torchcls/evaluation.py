@@ -131,10 +131,8 @@ def measure(
                     n += samples_of(batch) if group.part.rows else 0
                     batch = None  # what the source raises next is no fault of this one
             if group.size > 1:
-                sums = mean.state_dict()
-                *added, samples = group.sum(*sums.values(), n)
-                n = int(samples)
-                mean.load_state_dict(dict(zip(sums, added, strict=True)))
+                _add_up(mean, group)
+                n = int(*group.sum(n))
             values = scores.values()
     except Exception as failure:
         if look is not None:
@@ -282,8 +280,7 @@ class Scores:
         if name in self._counted:
             mean = self._counted[name]
             if group.size > 1:
-                sums = mean.state_dict()
-                mean.load_state_dict(dict(zip(sums, group.sum(*sums.values()), strict=True)))
+                _add_up(mean, group)
             return mean.value()
         if name in self._added:
             return self._added[name]
@@ -316,6 +313,12 @@ class Scores:
         self._added |= state["added"]
         for name, pair in state["kept"].items():
             self._kept[name] = [tuple(pair)] if pair else []
+
+
+def _add_up(mean: Mean, group: Group) -> None:
+    """Make a mean over one process's share the mean over all."""
+    sums = mean.state_dict()
+    mean.load_state_dict(dict(zip(sums, group.sum(*sums.values()), strict=True)))
 
 
 def _fed(metric: Any, kept: list[Pair], size: int, device: torch.device) -> Any:

@@ -85,8 +85,9 @@ class Group:
         """Whether the run ends before the next epoch: the first one says so."""
         return is_stopped
 
-    def leave(self) -> None:
-        """Called where the loop over a run is left."""
+    def leave(self) -> bool:
+        """Called where the loop over a run is left; whether all have left it there."""
+        return True
 
     def from_first(self, value: Any) -> Any:
         """What the first process has for a value."""

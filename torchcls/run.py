@@ -238,7 +238,7 @@ class Run:
                 yield at
             except GeneratorExit:
                 self._close()
-                self.group.leave()
+                self.is_broken |= not self.group.leave()  # the others have begun another step
                 raise
 
     def _close(self) -> None:

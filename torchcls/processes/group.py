@@ -1,6 +1,6 @@
 """The group of several processes: how they share batches, meet at every step, and fail together.
 
-All that a step says to the others is one small vector (``_VECTOR``): whether this process has
+All that a step says to the others is one small vector (``_Vector``): whether this process has
 failed, which batch it has, what its part of the batch counts. Every process sends it in the same
 place of the same step, so whoever fails before that place sends its failure there, and all raise.
 """
@@ -201,9 +201,10 @@ class Processes(Group):
         """Whether the first process says that the run ends here."""
         return bool(self._meet(_Vector(stops=self.is_first and is_stopped)).stops)
 
-    def leave(self) -> None:
+    def leave(self) -> bool:
         """Tell that the loop over the run is left, and hear whether all have left it."""
-        self._meet(_Vector(left=self.size if self.is_first else 1))
+        told = _Vector(left=self.size if self.is_first else 1)
+        return self._meet(told).left == 2 * self.size - 1
 
     def from_first(self, value: Any) -> Any:
         """What the first process has for a value; of anything that can be pickled."""

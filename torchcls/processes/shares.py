@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from torchcls.batches import Pair, cut, generators_of, mapped, parts_of
+from torchcls.batches import Pair, cut, generators_of, mapped, parts_of, samples_of
 from torchcls.group import Part
 from torchcls.processes.streams import Streams
 
@@ -149,7 +149,7 @@ class Shares:
         is_known = False
         while True:
             pair = next(batches, None)
-            rows = 0 if pair is None else streams.rows(pair)
+            rows = 0 if pair is None else samples_of(pair)
             whole = group.meet_over_stream(rows)
             if not whole:
                 return

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchcls.batches import Pair, as_pair, check_whole_number, joined, mapped, samples_of
+from torchcls.batches import Pair, as_pair, check_whole_number, joined, mapped
 
 
 class Streams:
@@ -59,10 +59,6 @@ class Streams:
                 for parts in zip(*pairs, strict=True)
             )
             yield inputs, targets
-
-    def rows(self, pair: Pair) -> int:
-        """How many samples a batch holds."""
-        return samples_of(pair)
 
 
 def _as_tensor(leaf: Any) -> Any:
