@@ -1,7 +1,9 @@
 """Runs a function of a test file in several processes, as a launcher would start them."""
 
+import contextlib
 import importlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +24,8 @@ def free_port():
 def in_processes(size, function, *arguments, timeout=100, env=None):
     """What a function, given as "module:name", returns in each process, or the error it raised.
 
+    The processes are forks of one that has imported torch, which takes longer than most tests.
+
     Returns:
         A list with one result for each process; an error is a RuntimeError with its words.
     """
@@ -30,43 +34,59 @@ def in_processes(size, function, *arguments, timeout=100, env=None):
         shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
         shared |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
         shared |= {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), **(env or {})}
-        started = [
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", __file__, function, folder],
-                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(size)
-        ]
+        started = subprocess.Popen(
+            [sys.executable, "-W", "ignore", __file__, function, folder],
+            env={**os.environ, **shared},
+            start_new_session=True,
+        )
         try:
-            said = [process.communicate(timeout=timeout)[0] for process in started]
+            started.wait(timeout)
         finally:
-            for process in started:
-                process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
         results = []
         for rank in range(size):
             path = Path(folder, f"{rank}.pt")
-            assert path.exists(), f"process {rank} gave nothing:\n{said[rank]}"
-            results.append((torch.load(path, weights_only=False), said[rank]))
-        return [result for result, _ in results]
+            said = Path(folder, f"{rank}.txt")
+            told = said.read_text("utf-8") if said.exists() else ""
+            assert path.exists(), f"process {rank} gave nothing:\n{told}"
+            results.append(torch.load(path, weights_only=False))
+        return results
 
 
 def main():
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
+    torch.optim.SGD([torch.zeros(1)], lr=1)  # imports what every fork would import
     name, folder = sys.argv[1:]
     module, _, function = name.partition(":")
+    call = getattr(importlib.import_module(module), function)
+    ranks, children = range(int(os.environ["WORLD_SIZE"])), []
+    for rank in ranks:
+        child = os.fork()
+        if child == 0:
+            return answer(call, folder, rank)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+def answer(call, folder, rank):
+    """Write what the function gives in the process of this rank, and what it says meanwhile."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    with open(f"{folder}/{rank}.txt", "wb") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
     arguments = torch.load(f"{folder}/arguments.pt", weights_only=False)
     try:
-        result = getattr(importlib.import_module(module), function)(*arguments)
+        result = call(*arguments)
     except BaseException as error:
         import traceback
 
         traceback.print_exc()
         result = RuntimeError(f"{type(error).__name__}: {error}")
-    torch.save(result, f"{folder}/{os.environ['RANK']}.pt")
+    torch.save(result, f"{folder}/{rank}.pt")
 
 
 if __name__ == "__main__":

@@ -92,10 +92,8 @@ def many(every):
     return [trained(case, group) for case in CASES[::every]], fitted(group)
 
 
-ALL = [pytest.param(size, 3, marks=pytest.mark.system) for size in (2, 3)]
-
-
-@pytest.mark.parametrize(("size", "every"), [(2, 7), *ALL])
+@pytest.mark.system
+@pytest.mark.parametrize(("size", "every"), [(2, 3), (3, 3)])
 def test_a_model_that_is_spread_trains_evaluates_and_predicts_alike(size, every):
     results = in_processes(size, "test_processes_sharded:many", every)
     for result in results:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_processes_exact as exact
+import test_processes_sharded as sharded
 import torch
 from helpers import BLOCK, IS_OLD_TORCH, can_run, recent_torch
 from in_processes import in_processes
@@ -235,6 +237,17 @@ def same_float16(group):
 
 # Each process rounds its own part of a gradient to half precision, with 8 or 11 bits.
 TOLERANCES = {"same_bfloat16": 2**-5, "same_float16": 2**-8}
+TOLERANCES |= {"same_awkward_cases": 1e-5, "same_sharded": 1e-12}
+
+
+def same_awkward_cases(group):
+    """A few of those that test_processes_exact goes through, where time is no matter."""
+    return [exact.trained(case, group) for case in exact.some(29)]
+
+
+def same_sharded(group):
+    shared = group if group.size > 1 else None
+    return [sharded.trained(case, shared) for case in sharded.CASES[::13]], sharded.fitted(shared)
 
 
 def same_loader_with_workers(group):
@@ -802,7 +815,7 @@ ELSEWHERE = {
 
 SAME = [name for name in globals() if name.startswith("same_")]
 if IS_OLD_TORCH:  # which has no fully_shard on a CPU
-    SAME.remove("same_blocks_of_the_page")
+    SAME = [name for name in SAME if name not in ("same_blocks_of_the_page", "same_sharded")]
 FAILS = [name for name in globals() if name.startswith("fails_")]
 
 
