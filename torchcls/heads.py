@@ -298,7 +298,7 @@ def _known(loss_fn: Function) -> LossKind:
     if known is None:
         raise ValueError(
             "loss_fn must be one whose activation is known (cross_entropy, nll_loss, the two BCE "
-            f"losses, mse_loss), got {loss_fn!r}. Call predict without loss_fn, and apply your "
-            "activation to .outputs."
+            f"losses, mse_loss), got {loss_fn!r}. Leave loss_fn out, and apply your "
+            "activation to the outputs."
         )
     return known.kind
