@@ -55,7 +55,7 @@ def test_no_script_is_forgotten_here():
     ours = {path.stem for path in SCRIPTS.glob("*.py")}
     kinds = ("benchmark", "exact_averages", "gpu", "kill", "processes")
     elsewhere = {name for name in ours if name.startswith(kinds)}
-    assert ours == {*BY_HAND, *TRAINED, *elsewhere, "lecture", "photos"}
+    assert ours == {*BY_HAND, *TRAINED, *elsewhere, "lecture", "mnist", "photos"}
 
 
 @pytest.mark.system
@@ -100,6 +100,12 @@ def test_photographs_of_any_size_are_told_apart(load, capsys):
     printed = capsys.readouterr().out
     for name in ("accuracy", "dots", "plain", "stripes"):
         assert name in printed
+
+
+def test_all_ten_digits_are_learned(load, capsys):
+    with torch.random.fork_rng([]):
+        assert load("mnist").main(["--smoke"]) == 0
+    assert "accuracy" in capsys.readouterr().out
 
 
 @pytest.mark.system
