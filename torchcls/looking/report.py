@@ -266,7 +266,7 @@ strong, b { color: var(--text) }
 th, td { padding: .35rem .75rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line) }
 thead th { position: sticky; top: 0; background: var(--page) }
-tbody th, .words td { white-space: normal; min-width: 6rem }
+tbody th, .words td { white-space: pre-wrap; min-width: 6rem }
 tbody th { max-width: 16rem }
 th:first-child, .words th, .words td { text-align: left }
 .drawn { max-width: 100%; background: #fff; border-radius: .5rem } .wide .drawn { max-width: none }
