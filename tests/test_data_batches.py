@@ -231,7 +231,8 @@ def test_evaluating_and_predicting_move_nothing():
     with torch.no_grad():
         before = torch.cat([inputs for inputs, _ in batches])
     tc.evaluate(model, batches, loss_fn=tc.cross_entropy)
-    tc.predict(model, batches)
+    with pytest.warns(UserWarning, match="data is shuffled: row i of the predictions is not"):
+        tc.predict(model, batches)
     with torch.no_grad():
         after = torch.cat([inputs for inputs, _ in batches])
     assert torch.equal(before, after)
@@ -355,6 +356,12 @@ def test_it_refuses_bad_settings(error, words, arguments):
     ("error", "words", "inputs", "targets"),
     [
         (TypeError, "Convert it with torch.as_tensor(inputs)", [[1.0]], torch.zeros(1)),
+        (
+            TypeError,
+            "got tuple. Of several tensors, make batches",
+            (torch.zeros(1),),
+            torch.ones(1),
+        ),
         (TypeError, "targets must be a tensor, got ndarray", torch.zeros(1), np.zeros(1)),
         (ValueError, "inputs must have one row per sample", torch.tensor(1.0), torch.zeros(1)),
         (ValueError, "targets must have one row per sample", torch.zeros(1), torch.tensor(1)),

@@ -219,11 +219,36 @@ def test_a_csv_file_of_real_numbers_has_no_probabilities(tmp_path, k):
     assert torch.equal(read, torch.cat(list(columns.values()), 1))
 
 
-def test_names_of_classes_go_with_one_class_for_each_sample(tmp_path):
-    predictions = tc.predict(nn.Linear(4, 3), X, loss_fn=nn.BCEWithLogitsLoss())
-    with pytest.raises(ValueError, match=r"got predicted of shape \(37, 3\). Leave classes out"):
+def test_names_of_labels_stand_in_the_names_of_columns(tmp_path):
+    outputs, names = tensor([[2.0, -1.0]]), ["cat", "dog"]
+    predictions = tc.Predictions(outputs, tensor([[1.0, 0.0]]), nn.BCEWithLogitsLoss())
+    predictions.to_csv(tmp_path / "predictions.csv", classes=names)
+    header, row = (tmp_path / "predictions.csv").read_text("utf-8").splitlines()
+    kinds = ("output", "probability", "predicted", "target")
+    assert header == ",".join(f"{kind}_{name}" for kind in kinds for name in names)
+    assert row.endswith(",1,0,1,0")
+
+
+def test_names_of_classes_do_not_go_with_rows_for_targets(tmp_path):
+    predictions = tc.Predictions(torch.eye(3), torch.eye(3), CE)
+    with pytest.raises(ValueError, match=r"got target of shape \(3, 3\). Leave classes out"):
         predictions.to_csv(tmp_path / "predictions.csv", classes=["cat", "dog", "eel"])
     assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_predictions_are_shown_in_a_line():
+    shown = repr(tc.Predictions(torch.zeros(171, 2), torch.zeros(171)))
+    assert shown == "Predictions(outputs of shape (171, 2), targets)"
+    assert repr(tc.Predictions(torch.zeros(3, 2))).endswith("(3, 2), no targets)")
+
+
+def test_two_inputs_that_are_read_as_a_pair_are_named():
+    batches = [(torch.zeros(4, 8), torch.zeros(4, 8))]
+    with pytest.raises(ValueError, match=r"got shape \(2,\) for the batch of 4, which was read as"):
+        tc.predict(nn.Linear(8, 2), batches, forward=lambda model, x: model(x[0] + x[1]))
+    both = [(batches[0], None)]
+    outputs = tc.predict(nn.Linear(8, 2), both, forward=lambda m, x: m(x[0] + x[1])).outputs
+    assert outputs.shape == (4, 2)
 
 
 def test_a_csv_file_takes_at_most_two_dimensions(tmp_path):
@@ -352,7 +377,7 @@ def test_a_csv_file_has_the_names_of_the_predictions(tmp_path):
     ("outputs", "targets", "loss_fn", "columns"),
     [
         (torch.eye(3), torch.eye(3), CE, {"predicted": "<cat>", "target_0": "1"}),
-        (torch.eye(3), torch.eye(3), nn.BCEWithLogitsLoss(), {"predicted_0": "1", "target_0": "1"}),
+        (torch.eye(3), torch.eye(3), nn.BCEWithLogitsLoss(), {"predicted_7": "0", "target_7": "0"}),
         (torch.zeros(3, 1), torch.ones(3, 1), nn.MSELoss(), {"predicted": "0", "target": "1"}),
     ],
 )

@@ -219,6 +219,18 @@ def test_running_statistics_that_never_move_are_doubted():
     assert said(trained)[0] == []
 
 
+def test_frozen_weights_with_statistics_that_move_are_noted():
+    model = with_norm()
+    model[1].requires_grad_(False)
+    found, words = said(model)
+    assert found == [("batch-statistics", "note")]
+    assert "BatchNorm (1) has frozen weights, but statistics that move" in words
+    model[1].eval()
+    assert said(model)[0] == []
+    model.eval()  # of a model in evaluation mode, a run trains all modules
+    assert said(model)[0] == [("batch-statistics", "note")]
+
+
 class Masters(SGD):
     """Steps on float32 copies of the weights."""
 

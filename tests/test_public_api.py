@@ -62,7 +62,7 @@ EVERYWHERE = {"version", "warn"}  # nine lines and one number
 # Lines with docstrings. Floors 1 and 2 are read by a newcomer in an hour; no file but functional
 # and metrics is longer than 500.
 BUDGETS = {
-    "preflight": 2725,
+    "preflight": 2730,
     "survival": 1180,
     "processes": 820,
     "speed": 600,

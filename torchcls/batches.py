@@ -107,8 +107,8 @@ def cut(structure: Any, places: Callable[[int], list[slice]]) -> list[Any]:
     found = [numbers for part in parts.values() if (numbers := _readings(part)) is not None]
     if not any(found):
         raise ValueError(
-            "a batch must hold tensors, or lists with an entry for each sample, that agree in "
-            "their number to be cut by micro_batch. Leave micro_batch at None."
+            "what is cut into samples must hold tensors, or lists with an entry for each, that "
+            "agree in their number. Leave it whole: no micro_batch, or batches in a list."
         )
     agreed = [n for n in found[-1] if all(n in numbers for numbers in found)]
     n = agreed[0] if agreed else max(max(numbers) for numbers in found if numbers)

@@ -47,6 +47,7 @@ def default_optimizer(model: nn.Module, lr: float = 1e-3) -> AdamW:
         lr: Learning rate, above 0.
 
     Raises:
+        TypeError: If ``model`` is no module, or ``lr`` no number.
         ValueError: If the model has no parameter, or ``lr`` is not above 0.
 
     Example:
@@ -55,6 +56,9 @@ def default_optimizer(model: nn.Module, lr: float = 1e-3) -> AdamW:
         [0.01, 0.0]
     """
     check_lr(lr)
+    if not isinstance(model, nn.Module):
+        fix = "Give groups to an optimizer of torch's: torch.optim.AdamW(groups)."
+        raise TypeError(f"model must be a module, got {type(model).__name__}. {fix}")
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     seen: set[nn.Parameter] = set()  # parameters hash by identity
     for module in model.modules():
@@ -92,7 +96,8 @@ def _may_be_fused(parameter: nn.Parameter) -> bool:
 def check_lr(lr: float) -> None:
     """Check that a learning rate is a number above 0."""
     if isinstance(lr, bool) or not isinstance(lr, (int, float)):
-        raise TypeError(f"lr must be a number, got {lr!r}.")
+        law = f"lr must be a number, got {lr!r}."
+        raise TypeError(f"{law} Rates of their own go to an optimizer, in its parameter groups.")
     if not 0 < lr < math.inf:
         raise ValueError(f"lr must be above 0 and finite, got {lr!r}.")
 

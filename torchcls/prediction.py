@@ -3,14 +3,14 @@
 import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, RandomSampler
 
 from torchcls import heads
 from torchcls.batches import (
@@ -28,9 +28,10 @@ from torchcls.evaluation import evaluating, kept_tensor
 from torchcls.group import Group
 from torchcls.history import replacing
 from torchcls.step import Forward, ForwardOf, Loss, forward_of
+from torchcls.warn import warn
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Predictions:
     """What a model says of every sample, on the CPU.
 
@@ -43,12 +44,16 @@ class Predictions:
 
     outputs: Tensor
     targets: Tensor | None = None
-    loss_fn: Loss | None = field(default=None, repr=False)
-    classes: Sequence[str] | None = field(default=None, repr=False)
+    loss_fn: Loss | None = None
+    classes: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.classes is not None:
             object.__setattr__(self, "classes", tuple(map(str, self.classes)))
+
+    def __repr__(self) -> str:
+        targets = "no targets" if self.targets is None else "targets"
+        return f"Predictions(outputs of shape {tuple(self.outputs.shape)}, {targets})"
 
     @property
     def probabilities(self) -> Tensor:
@@ -88,12 +93,13 @@ class Predictions:
 
         Args:
             path: The file to write; ``~`` is the home folder.
-            classes: Names to write in place of class ids in ``predicted`` and ``target``. None
-                takes those of the predictions, where a sample has one class.
+            classes: Names to write in place of class ids in ``predicted`` and ``target``, or,
+                where a sample has several labels, in place of numbers in the names of columns.
+                None takes those of the predictions.
 
         Raises:
             ValueError: If the outputs have more than two dimensions, no loss named the activation,
-                or ``classes`` are too few, or stand beside predictions that are no class ids.
+                or ``classes`` are too few, or stand beside targets that are no class ids.
         """
         if self.outputs.ndim > 2:
             shape = tuple(self.outputs.shape)
@@ -107,12 +113,13 @@ class Predictions:
         tables["predicted"] = self.predicted
         if self.targets is not None:
             tables["target"] = self.targets
+        is_several = tables["predicted"][:1].numel() > 1  # labels for a sample
         of_data = self.classes if classes is None and "probability" in tables else None
         header: list[str] = []
         columns: list[list[object]] = []
         for name, values in tables.items():
             names, is_one = None, values[:1].numel() <= 1
-            if name in ("predicted", "target"):
+            if name in ("predicted", "target") and not is_several:
                 names = of_data if is_one and classes is None else classes
             if names is not None and not is_one:
                 raise ValueError(
@@ -120,7 +127,12 @@ class Predictions:
                     "Leave classes out."
                 )
             parts = values.reshape(len(values), -1).unbind(1)
-            header += [name] if len(parts) == 1 else [f"{name}_{i}" for i in range(len(parts))]
+            ends: Sequence[object] = range(len(parts))
+            if is_several:
+                ends = classes or of_data or ends
+            header += (
+                [name] if len(parts) == 1 else [f"{name}_{ends[i]}" for i in range(len(parts))]
+            )
             columns += [[_cell(value, names) for value in part.tolist()] for part in parts]
         with replacing(path) as new, open(new, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -158,6 +170,7 @@ def predict(
 ) -> Predictions:
     """Run a model over data and keep, on the CPU, what it says of every sample, in order.
 
+    Data that are shuffled are warned of, since that order is then another one than the data's.
     Modes, gradients, grad mode and torch's random state are as before afterwards.
 
     Args:
@@ -190,6 +203,11 @@ def predict(
         (torch.Size([5, 3]), torch.Size([5]), None)
     """
     check_whole_number("batch_size", batch_size, at_least=1)
+    if isinstance(getattr(data, "sampler", None), RandomSampler) or getattr(data, "shuffle", False):
+        warn(
+            "data is shuffled: row i of the predictions is not sample i of the data. Predict from "
+            "a loader with shuffle=False."
+        )
     call, group = forward_of(model, forward), group or Group()
     device = place(model, device)
     whole = _whole(data)
@@ -312,11 +330,17 @@ def _first(call: Forward, inputs: Any, targets: Any, whole: Any, device: torch.d
         is_one = _outputs_of_one(call, mapped(lambda leaf: leaf[0], inputs), device) is None
     if is_one:
         raise ValueError(_one_sample(sample))
+    law = "the model's outputs must have a row for each sample, got shape "
+    law += f"{tuple(outputs.shape)} for"
     if not are_rows and (whole is not None or outputs.ndim == 0):
         raise ValueError(
-            "the model's outputs must have a row for each sample, got shape "
-            f"{tuple(outputs.shape)} for {num_samples(inputs)} of them. Of one sample, add "
-            "the axis: data[None]. Where rows are no samples, pass batches, such as [data]."
+            f"{law} {num_samples(inputs)} of them. Of one sample, add the axis: data[None]. "
+            "Where rows are no samples, pass batches, such as [data]."
+        )
+    if not are_rows and isinstance(targets, Tensor) and len(outputs) < len(targets):
+        raise ValueError(
+            f"{law} the batch of {len(targets)}, which was read as (inputs, targets). Two inputs "
+            "without targets are ((a, b), None), or a dict."
         )
     return outputs  # batches may count their samples in another way, as sequences in a row do
 

@@ -242,10 +242,10 @@ class _Position:
 def _check_tensors(inputs: Tensor, targets: Tensor) -> None:
     for name, value in (("inputs", inputs), ("targets", targets)):
         if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{name} must be a tensor, got {type(value).__name__}. "
-                f"Convert it with torch.as_tensor({name})."
-            )
+            fix = f"Convert it with torch.as_tensor({name})."
+            if isinstance(value, (tuple, dict)):
+                fix = "Of several tensors, make batches: a DataLoader over a dataset of samples."
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}. {fix}")
         if value.ndim == 0:
             raise ValueError(f"{name} must have one row per sample, got a 0-d tensor.")
     if len(inputs) != len(targets):

@@ -20,11 +20,17 @@ def findings_of(
     model: nn.Module, loss_fn: Loss, optimizer: Optimizer | None, *, has_schedule: bool = False
 ) -> Iterator[Finding]:
     """What can be seen of model and optimizer before anything runs."""
-    for name, module in model.named_modules():
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    for name, module in norms.items():
         # Momentum 0 may keep statistics as they are, but not those of no batch at all.
-        if isinstance(module, _BatchNorm) and module.momentum == module.num_batches_tracked == 0:
+        if module.momentum == module.num_batches_tracked == 0:
             seen = f"{type(module).__name__} {name!r} has momentum 0, so evaluation takes a mean of"
             yield warning("batch-statistics", f"{seen} 0 and a variance of 1. The default is 0.1.")
+    moves = [name for name, m in norms.items() if m.affine and not m.weight.requires_grad]
+    moves = [name for name in moves if norms[name].training or not model.training]
+    if moves:
+        seen = f"BatchNorm ({_some(moves)}) has frozen weights, but statistics that move."
+        yield note("batch-statistics", f"{seen} To keep them: model.train(), then body.eval().")
     if optimizer is None:
         return
     own = loss_fn.parameters() if isinstance(loss_fn, nn.Module) else ()
