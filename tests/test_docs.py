@@ -5,7 +5,7 @@ import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 import misuse
@@ -16,6 +16,7 @@ from PIL import Image
 from torchvision.models import resnet18
 
 import torchcls as tc
+from torchcls import looking
 from torchcls.preflight.findings import CODES
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +28,7 @@ PAGES = {
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
         ROOT / "CHANGELOG.md",
-        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
     )
 }
 
@@ -190,6 +191,17 @@ def test_the_page_on_the_code_names_every_file_or_its_folder(path):
     name = path.relative_to(PACKAGE).as_posix()
     named = f"`{name}`" in page or f"`{name.split('/')[0]}/`" in page
     assert path.name in ("__init__.py", "__main__.py") or named, name
+
+
+def test_the_reference_has_every_public_name_once():
+    pages = "\n".join(text for page, text in PAGES.items() if page.startswith("docs/reference/"))
+    paths = re.findall(r"^::: (\S+)\.(\w+)$", pages, flags=re.MULTILINE)
+    assert sorted(name for _, name in paths) == sorted([*tc.__all__, *looking.__all__])
+    for path, name in paths:
+        found = getattr(sys.modules[path], name)
+        # Of a function with the name of its module, such as fit, the page would show the module.
+        is_module = f"{path}.{name}" in sys.modules
+        assert is_module == isinstance(found, ModuleType), f"write {path}.{name}.{name}"
 
 
 # --- tables ---------------------------------------------------------------------------------------
