@@ -112,6 +112,9 @@ def test_every_python_block_of_a_page_runs_in_order_and_prints_what_is_shown(
             printed = capsys.readouterr().out
             assert not shown or same_output(printed, shown), printed
     assert "run" not in namespace or namespace["run"].history
+    if page == "docs/tutorial.md":
+        shown = re.findall(r"\]\(pictures/(.*)\)", PAGES[page])
+        assert sorted(path.name for path in at_home.glob("*.png")) == sorted(shown)
     if page == "docs/recipes.md":
         (at_home / "resnet18.pth").unlink()  # 45 MB, of which pytest would keep three
         names = [name for name, _, _ in Writer.written]
