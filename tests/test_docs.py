@@ -16,6 +16,7 @@ from PIL import Image
 from torchvision.models import resnet18
 
 import torchcls as tc
+from torchcls import looking
 from torchcls.preflight.findings import CODES
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +28,7 @@ PAGES = {
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
         ROOT / "CHANGELOG.md",
-        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
     )
 }
 
@@ -111,6 +112,9 @@ def test_every_python_block_of_a_page_runs_in_order_and_prints_what_is_shown(
             printed = capsys.readouterr().out
             assert not shown or same_output(printed, shown), printed
     assert "run" not in namespace or namespace["run"].history
+    if page == "docs/tutorial.md":
+        shown = re.findall(r"\]\(pictures/(.*)\)", PAGES[page])
+        assert sorted(path.name for path in at_home.glob("*.png")) == sorted(shown)
     if page == "docs/recipes.md":
         (at_home / "resnet18.pth").unlink()  # 45 MB, of which pytest would keep three
         names = [name for name, _, _ in Writer.written]
@@ -190,6 +194,16 @@ def test_the_page_on_the_code_names_every_file_or_its_folder(path):
     name = path.relative_to(PACKAGE).as_posix()
     named = f"`{name}`" in page or f"`{name.split('/')[0]}/`" in page
     assert path.name in ("__init__.py", "__main__.py") or named, name
+
+
+def test_the_reference_has_every_public_name_once():
+    """By the path where it is defined: for torchcls.check the page would show a module."""
+    pages = "\n".join(text for page, text in PAGES.items() if page.startswith("docs/reference/"))
+    public = [getattr(module, name) for module in (tc, looking) for name in module.__all__]
+    paths = [
+        one.__name__ if one is tc.heads else f"{one.__module__}.{one.__name__}" for one in public
+    ]
+    assert sorted(re.findall(r"^::: (\S+)$", pages, flags=re.MULTILINE)) == sorted(paths)
 
 
 # --- tables ---------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def averaging_of(loss_fn: Callable[..., Any]) -> Averaging:
     loss function, a ValueError what cannot be averaged: ``reduction="none"``, or the deprecated
     ``size_average`` and ``reduce``.
 
-    Example:
+    Examples:
         >>> loss_fn = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]))
         >>> targets = torch.tensor([0, 1, -100])
         >>> averaging_of(loss_fn).count((None, targets))  # 1 + 3, the last is ignored

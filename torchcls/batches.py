@@ -29,7 +29,7 @@ def mapped(
     Where no leaf changes, the very same structure is returned. Of a dict of one's own class a copy
     is changed, so that it keeps its attributes. ``is_leaf`` says of a container that it is a leaf.
 
-    Example:
+    Examples:
         >>> mapped(lambda leaf: leaf * 10, {"ids": 1, "masks": (2, [3])})
         {'ids': 10, 'masks': (20, [30])}
     """
@@ -139,7 +139,7 @@ def no_rows(structure: Any) -> Any:
 def joined(parts: Sequence[Any]) -> Any:
     """Put structures of tensors together along the first axis, leaf by leaf.
 
-    Example:
+    Examples:
         >>> joined([{"logits": torch.zeros(2, 3)}, {"logits": torch.zeros(4, 3)}])["logits"].shape
         torch.Size([6, 3])
     """

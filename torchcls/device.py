@@ -24,7 +24,7 @@ def select_device(preferred: str | torch.device | None = None) -> torch.device:
         ValueError: If ``preferred`` or ``LOCAL_RANK`` names a device that is not there; the
             message lists what is.
 
-    Example:
+    Examples:
         >>> select_device("cpu")
         device(type='cpu')
     """

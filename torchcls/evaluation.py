@@ -172,7 +172,7 @@ def named_metrics(metrics: Metrics) -> dict[str, Any]:
         TypeError: If ``metrics`` is no list and no dict, or holds what is no metric or no name.
         ValueError: If two metrics share a name.
 
-    Example:
+    Examples:
         >>> from torchcls.metrics import accuracy
         >>> list(named_metrics([accuracy])), list(named_metrics({"acc": accuracy}))
         (['accuracy'], ['acc'])

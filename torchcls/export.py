@@ -62,7 +62,7 @@ def export(
         ImportError: If onnxruntime or onnxscript is missing for an ``.onnx``.
         OSError: If the file cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "model.pt2")
         >>> example, model = torch.randn(8, 4), nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))

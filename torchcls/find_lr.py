@@ -85,7 +85,7 @@ def find_lr(
     Raises:
         TypeError, ValueError: For the reasons that ``fit`` has.
 
-    Example:
+    Examples:
         >>> import torchcls as tc
         >>> train = tc.Batches(*tc.drawn_digits(600, classes=(0, 1)), batch_size=32, shuffle=True)
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(784, 2))

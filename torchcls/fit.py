@@ -157,7 +157,7 @@ def fit(
             mistake; at the first batch whose loss or gradients are not finite, with the weights of
             the step before it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchcls import Batches, accuracy, drawn_digits
         >>> train = Batches(*drawn_digits(200, classes=(0, 1)), batch_size=32, shuffle=True)
@@ -213,7 +213,7 @@ def epochs(
         A ``Run``: ``for record in run`` goes from epoch to epoch, ``for at in run.steps()`` from
         step to step; ``break`` needs no clean-up, and iterating again goes on from there.
 
-    Example:
+    Examples:
         >>> import torch
         >>> batches = [(torch.randn(8, 2), torch.randint(3, (8,)))]
         >>> run = epochs(nn.Linear(2, 3), batches, loss_fn=nn.CrossEntropyLoss(),
@@ -445,7 +445,7 @@ def evaluate(
         TypeError, ValueError: If ``batches`` is empty or holds something else than pairs, if two
             metrics share a name, or for the reasons that the loss and the metrics have.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torchcls.metrics import accuracy
         >>> model = nn.Identity()

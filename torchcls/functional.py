@@ -37,7 +37,7 @@ def softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     Takes floating point (or what ``dtype`` casts to it first) of any shape; gives values in [0, 1]
     of the same shape and dtype. A ``dim`` that ``x`` does not have is an IndexError.
 
-    Example:
+    Examples:
         >>> softmax(torch.tensor([-2.0, -2.0, 0.0]), dim=0)  # e^-2 = 0.1353; 0.1353 / 1.2707
         tensor([0.1065, 0.1065, 0.7870])
 
@@ -55,7 +55,7 @@ def log_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
 
     Values lie in [-inf, 0]. All else is as in ``softmax``.
 
-    Example:
+    Examples:
         >>> log_softmax(torch.tensor([0.0, 0.0, -1000.0]), dim=0)  # -log 2, -log 2, -1000 - log 2
         tensor([-6.9315e-01, -6.9315e-01, -1.0007e+03])
     """
@@ -72,7 +72,7 @@ def sigmoid(x: Tensor) -> Tensor:
     (else TypeError) of any shape, floating point or complex; integers and bools become the default
     dtype. Gives values of the same shape, in [0, 1] for real ``x``.
 
-    Example:
+    Examples:
         >>> sigmoid(torch.tensor([0.0, 2.0, -1000.0]))  # 1 / 2, 1 / (1 + 0.1353), e^-1000
         tensor([0.5000, 0.8808, 0.0000])
 
@@ -95,7 +95,7 @@ def log_sigmoid(x: Tensor) -> Tensor:
     Takes floating point of any shape (else TypeError); gives values in [-inf, 0] of the same shape
     and dtype.
 
-    Example:
+    Examples:
         >>> log_sigmoid(torch.tensor([0.0, 2.0, -1000.0]))  # -log 2, log 0.8808, -1000
         tensor([-6.9315e-01, -1.2693e-01, -1.0000e+03])
     """
@@ -115,7 +115,7 @@ def one_hot(targets: Tensor, num_classes: int = -1) -> Tensor:
     one (which waits for an accelerator, and is a ValueError where ``targets`` is empty). Gives
     int64 of the shape of ``targets`` followed by C.
 
-    Example:
+    Examples:
         >>> one_hot(torch.tensor([2, 0]), num_classes=3)
         tensor([[0, 0, 1],
                 [1, 0, 0]])
@@ -159,7 +159,7 @@ def nll_loss(
         ignore_index: A sample with this target has loss 0, no gradient and no share in the mean.
         reduction: "none" (shape of ``targets``), "sum" or "mean".
 
-    Example:
+    Examples:
         >>> log_probs = torch.tensor([[0.5, 0.5], [0.8, 0.2], [0.1, 0.9]]).log()
         >>> targets = torch.tensor([0, 1, -100])
         >>> nll_loss(log_probs, targets, reduction="none")  # -log 0.5, -log 0.2, ignored
@@ -208,7 +208,7 @@ def cross_entropy(
         label_smoothing: How much of the target goes to all classes alike, in [0, 1] (Szegedy et
             al., "Rethinking the Inception architecture", 2016, section 7).
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [9.0, 9.0, 9.0]])
         >>> targets = torch.tensor([0, 2, -100])
         >>> cross_entropy(logits, targets, reduction="none")  # log(1 + 2 / e^2), log 3, ignored
@@ -272,7 +272,7 @@ def binary_cross_entropy(
         weight: A factor per element, real, without gradient, broadcast to the shape of ``probs``.
         reduction: "none" (shape of ``probs``), "sum" or "mean".
 
-    Example:
+    Examples:
         >>> probs = torch.tensor([0.5, 0.9, 0.0])
         >>> targets = torch.tensor([1.0, 0.0, 1.0])
         >>> binary_cross_entropy(probs, targets, reduction="none")  # -log 0.5, -log 0.1, bound
@@ -339,7 +339,7 @@ def binary_cross_entropy_with_logits(
         reduction: "none" (shape of ``logits``), "sum" or "mean".
         pos_weight: A factor for the positive part, as ``weight`` (often shape (C,)), but not bool.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([0.0, 2.0, -1000.0])
         >>> targets = torch.tensor([1.0, 0.0, 1.0])
         >>> loss = binary_cross_entropy_with_logits(logits, targets, reduction="none")
@@ -378,7 +378,7 @@ def mse_loss(
         reduction: "none" (the broadcast shape), "sum" or "mean".
         weight: A factor per element, shape of ``outputs``.
 
-    Example:
+    Examples:
         >>> outputs, targets = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 0.0, 0.0])
         >>> mse_loss(outputs, targets)  # (0 + 4 + 9) / 3
         tensor(4.3333)

@@ -113,7 +113,7 @@ TABLE: tuple[Head, ...] = (REAL, BINARY, MULTICLASS, MULTILABEL)
 def table() -> str:
     """The table as text, in columns.
 
-    Example:
+    Examples:
         >>> print(table().splitlines()[-1].split("  ")[0])
         k times 0 or 1
     """
@@ -128,7 +128,7 @@ def table() -> str:
 def row_of(loss: str, outputs: Tensor) -> Head | None:
     """The row that a loss on outputs of this shape belongs to; None for a loss outside the table.
 
-    Example:
+    Examples:
         >>> row_of("binary_cross_entropy", torch.zeros(8, 1)).metric
         'threshold_accuracy'
     """
@@ -178,7 +178,7 @@ def recognise(loss_fn: Function) -> KnownLoss | None:
     A module of torch's is known, compiled and subclassed too, and so is its function, torch's or
     ours, and a ``functools.partial`` of that with keywords.
 
-    Example:
+    Examples:
         >>> recognise(nn.NLLLoss(ignore_index=255)).name
         'nll_loss'
         >>> recognise(functools.partial(F.cross_entropy, reduction="sum")).options["reduction"]
@@ -250,7 +250,7 @@ def probabilities(outputs: Tensor, loss_fn: Function) -> Tensor:
     That is softmax over dim 1 for cross-entropy, exp for NLL, sigmoid for BCE with logits, nothing
     for BCE. A loss without probabilities, or one of the user's own, is a ValueError.
 
-    Example:
+    Examples:
         >>> probabilities(torch.tensor([[-2.0, -2.0, 0.0]]), torch.nn.CrossEntropyLoss())
         tensor([[0.1065, 0.1065, 0.7870]])
     """
@@ -277,7 +277,7 @@ def decisions(outputs: Tensor, loss_fn: Function) -> Tensor:
     shape, for the BCE losses; the outputs themselves for MSE. Ties go to the lowest class. A row
     (an element) that holds NaN decides nothing: -1. A loss of the user's own is a ValueError.
 
-    Example:
+    Examples:
         >>> decisions(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.nn.CrossEntropyLoss())
         tensor([1, 0])
         >>> decisions(torch.tensor([[0.2], [-0.2]]), torch.nn.BCEWithLogitsLoss())

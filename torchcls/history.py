@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Record(dict[str, Any]):
     """One epoch: ``epoch, train_loss, smooth_loss, valid_loss, <metrics…>, time``.
 
-    Example:
+    Examples:
         >>> record = Record(epoch=0, train_loss=0.5, time=1.25)
         >>> record.train_loss, record["time"]  # every value is an attribute and a key
         (0.5, 1.25)
@@ -44,7 +44,7 @@ class History(Sequence[Record]):
     ``metric.key`` for each of its keys, in a table only where there are at most eight; of a list or
     matrix a table shows the shape. An export replaces a file whole or leaves it as it was.
 
-    Example:
+    Examples:
         >>> history = History([Record(epoch=0, train_loss=0.5, valid_loss=0.25, time=1.25)])
         >>> print(history)
         epoch  train_loss  valid_loss   time

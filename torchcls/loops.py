@@ -54,7 +54,7 @@ def backward(
             a loss of your own whose pieces do not add up to the whole batch. Where something raises
             between two pieces, ``.grad`` holds what the pieces before it added.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Linear(2, 3)
         >>> batch = torch.randn(70, 2), torch.randint(3, (70,))
@@ -106,7 +106,7 @@ def train_one_epoch(
         TypeError, ValueError: If ``batches`` is empty or holds something else than pairs, or for
             the reasons ``backward`` has.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = nn.Linear(2, 3)
         >>> batches = [(torch.randn(16, 2), torch.randint(3, (16,))) for _ in range(4)]

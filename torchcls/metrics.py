@@ -41,7 +41,7 @@ def accuracy(outputs: Tensor, targets: Tensor, *, ignore_index: int = -100) -> T
         ignore_index: Samples with this class id, an int, are left out of both counts. Class ids
             only: with rows it must be negative.
 
-    Example:
+    Examples:
         >>> outputs = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.4, 0.4, 0.2]])
         >>> accuracy(outputs, torch.tensor([1, 2, 0]))  # right, wrong, a tie won by class 0: 2 / 3
         tensor(0.6667)
@@ -63,7 +63,7 @@ def error_rate(outputs: Tensor, targets: Tensor, *, ignore_index: int = -100) ->
 
     Arguments and rules are those of ``accuracy``; a sample with NaN is wrong here, too.
 
-    Example:
+    Examples:
         >>> outputs = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [float("nan"), 1.0]])
         >>> error_rate(outputs, torch.tensor([1, 0, 1, 1]))  # the row with NaN is wrong: 1 / 4
         tensor(0.2500)
@@ -88,7 +88,7 @@ def top_k_accuracy(
 
     ``k`` is an int in [1, C]; the other arguments are those of ``accuracy``.
 
-    Example:
+    Examples:
         >>> outputs = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.2, 0.5, 0.3]])
         >>> targets = torch.tensor([1, 2, 2])
         >>> top_k_accuracy(outputs, targets, k=2)  # the true class is 1st, 3rd, 2nd: 2 / 3
@@ -140,7 +140,7 @@ def confusion_matrix(
     Returns:
         An int64 tensor of shape (C, C) on the device of ``outputs``. All zeros if nothing counts.
 
-    Example:
+    Examples:
         >>> predicted, targets = torch.tensor([0, 1, 1, 2, 0]), torch.tensor([0, 1, 2, 2, 2])
         >>> confusion_matrix(predicted, targets)  # class 2: as 0, as 1 and right, once each
         tensor([[1, 0, 0],
@@ -197,7 +197,7 @@ def threshold_accuracy(
         from_logits: Whether ``outputs`` are before the sigmoid. Logits that happen to lie in [0, 1]
             cannot be told from probabilities: say so.
 
-    Example:
+    Examples:
         >>> targets = torch.tensor([[1.0], [1.0], [0.0], [0.0]])
         >>> probabilities = torch.tensor([[0.9], [0.4], [0.1], [0.5]])  # 0.5 is not above 0.5
         >>> threshold_accuracy(probabilities, targets)  # right, wrong, right, right: 3 / 4
@@ -233,7 +233,7 @@ def multilabel_accuracy(
     below 0.5.) With ``subset`` it is samples that count, right only when every label is; labels lie
     in dim 1, or dim 0 of a single sample, and none at all is a ValueError.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 1.0, -0.5]])
         >>> targets = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
         >>> multilabel_accuracy(logits, targets)  # only the very last label is wrong: 5 / 6

@@ -50,7 +50,7 @@ def default_optimizer(model: nn.Module, lr: float = 1e-3) -> AdamW:
         TypeError: If ``model`` is no module, or ``lr`` no number.
         ValueError: If the model has no parameter, or ``lr`` is not above 0.
 
-    Example:
+    Examples:
         >>> optimizer = default_optimizer(nn.Linear(2, 3))
         >>> [group["weight_decay"] for group in optimizer.param_groups]
         [0.01, 0.0]
@@ -128,7 +128,7 @@ def one_cycle() -> Callable[[float], tuple[float, float]]:
         A function from progress to (scale of each group's own lr, momentum). Momentum is the first
         of ``betas`` in Adam-like optimizers and ``momentum`` in the others.
 
-    Example:
+    Examples:
         >>> schedule = one_cycle()
         >>> schedule(0.0), schedule(0.25)  # the first batch; the peak
         ((0.04, 0.95), (1.0, 0.85))
@@ -160,7 +160,7 @@ def warm_up_cosine(warm_up: float = 0.1) -> Callable[[float], float]:
     Returns:
         A function from progress to the scale of each group's own lr.
 
-    Example:
+    Examples:
         >>> schedule = warm_up_cosine(0.2)
         >>> [round(schedule(progress), 4) for progress in (0.0, 0.1, 0.2, 0.6)]
         [0.01, 0.505, 1.0, 0.5]
@@ -301,7 +301,7 @@ def each_step(scheduler: LRScheduler) -> Schedule:
     Raises:
         TypeError: If it is no scheduler of torch, or one that waits for a number.
 
-    Example:
+    Examples:
         >>> import torchcls as tc
         >>> model = nn.Linear(2, 3)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -330,7 +330,7 @@ def on(column: str, scheduler: ReduceLROnPlateau) -> Schedule:
     Raises:
         TypeError: If ``scheduler`` is no ``ReduceLROnPlateau``.
 
-    Example:
+    Examples:
         >>> optimizer = default_optimizer(nn.Linear(2, 3))
         >>> plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max")
         >>> schedule = on("accuracy", plateau)  # fit(..., metrics=[tc.accuracy], schedule=schedule)

@@ -196,7 +196,7 @@ def predict(
             some batches only; if outputs have not one row for each sample; or if ``batch_size`` is
             below 1.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 3)
         >>> predictions = predict(model, torch.randn(5, 2), loss_fn=nn.CrossEntropyLoss())
         >>> predictions.probabilities.shape, predictions.predicted.shape, predictions.targets

@@ -129,7 +129,7 @@ class Run:
         is_broken: Whether an error has left a step half done. The epoch at hand then begins again
             with the weights as they are, unless a state is loaded.
 
-    Example:
+    Examples:
         >>> import torchcls as tc
         >>> batches = [(torch.randn(8, 2), torch.randint(3, (8,)))]
         >>> run = tc.epochs(nn.Linear(2, 3), batches, loss_fn=nn.CrossEntropyLoss(),
@@ -174,7 +174,7 @@ class Run:
             ``at.epoch``, ``at.step``, ``at.loss`` and ``at.record``, which is None but after an
             epoch. Evaluating in between is fine: the model goes on in training mode.
 
-        Example:
+        Examples:
             >>> import torchcls as tc
             >>> batches = [(torch.randn(8, 2), torch.randint(3, (8,))) for _ in range(2)]
             >>> run = tc.epochs(nn.Linear(2, 3), batches, loss_fn=nn.CrossEntropyLoss(),

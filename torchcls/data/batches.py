@@ -55,7 +55,7 @@ class Batches:
         ValueError: If the tensors hold no sample or differ in length, a number is too
             small, or ``drop_last`` would leave no batch.
 
-    Example:
+    Examples:
         >>> images = torch.tensor([[0], [51], [255]], dtype=torch.uint8)
         >>> scale = lambda inputs, targets: (inputs / 255, targets)
         >>> batches = Batches(images, torch.tensor([0, 1, 1]), batch_size=2, transform=scale)

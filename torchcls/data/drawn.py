@@ -46,7 +46,7 @@ def drawn_digits(
         TypeError: If ``n``, ``seed`` or a class is no whole number.
         ValueError: If ``n`` or ``seed`` is too small, or ``classes`` are not distinct digits.
 
-    Example:
+    Examples:
         >>> images, targets = drawn_digits(5, classes=(3, 8))
         >>> images.shape, targets.bincount()  # three 3s and two 8s
         (torch.Size([5, 1, 28, 28]), tensor([3, 2]))

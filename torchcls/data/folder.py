@@ -165,7 +165,7 @@ def image_folder(
             class seems to have two names. What is wrong with an image is found when it is read; see
             ``ImageFolder``.
 
-    Example:
+    Examples:
         >>> import tempfile  # write an all-white cat and an all-black dog of 3 x 2 pixels
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name, value in (("cat", 255), ("dog", 0)):

@@ -31,7 +31,7 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
         ValueError: If the path is a folder, the magic number is another one, the file is
             shorter or longer than its header says, or gzip finds it damaged.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "labels")
         >>> path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 5, 0, 4]))  # magic, N = 3, 5 0 4

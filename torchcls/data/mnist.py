@@ -61,7 +61,7 @@ def mnist(
             must be: cut off, too long, another format or size, images and labels of
             different length, no image of a class.
 
-    Example:
+    Examples:
         >>> import tempfile  # write files of two images, an all-white 3 and an all-black 8
         >>> folder = Path(tempfile.mkdtemp())
         >>> header = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 28, 0, 0, 0, 28])

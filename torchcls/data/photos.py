@@ -30,7 +30,7 @@ def photo_transforms(size: int, *, train: bool) -> Callable[[Any], Tensor]:
         TypeError: If ``size`` is no int.
         ValueError: If it is below 1.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> photo = Image.new("RGB", (640, 480), "white")
         >>> photo_transforms(224, train=False)(photo).shape

@@ -116,7 +116,7 @@ def class_report(predictions: Predictions, classes: Sequence[object] | None = No
         ValueError: If the predictions lack targets or the loss, are of another head or hold NaN; if
             no target counts; or if ``classes`` are too few or too many.
 
-    Example:
+    Examples:
         >>> outputs = torch.eye(3)[[0, 0, 1, 1, 1, 2]]  # what is predicted, as logits
         >>> targets = torch.tensor([0, 1, 1, 1, 1, 0])
         >>> predictions = Predictions(outputs, targets, functional.cross_entropy)
@@ -160,7 +160,7 @@ def worst(predictions: Predictions, *, k: int = 9) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: If the predictions lack targets, or a loss that torchcls knows.
 
-    Example:
+    Examples:
         >>> outputs, targets = torch.tensor([[0.0], [2.0], [-3.0]]), torch.tensor([[0.0], [3], [0]])
         >>> worst(Predictions(outputs, targets, functional.mse_loss), k=2)
         (tensor([2, 1]), tensor([9., 1.]))
@@ -189,7 +189,7 @@ def wilson_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[flo
 
     Unlike mean ± 1.96 standard errors it stays in [0, 1], and says something at 0 and n of n.
 
-    Example:
+    Examples:
         >>> low, high = wilson_interval(95, 100)
         >>> round(low, 4), round(high, 4)
         (0.8882, 0.9785)
@@ -230,7 +230,7 @@ def calibration(predictions: Predictions, *, bins: int = 15) -> Calibration:
     A bin holds its lower edge and not its upper one; the last holds 1 too. Arguments and errors are
     those of ``class_report``. See Guo et al., https://arxiv.org/abs/1706.04599.
 
-    Example:
+    Examples:
         >>> p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.3, 0.7]])
         >>> targets = torch.tensor([0, 0, 1, 0])
         >>> found = calibration(Predictions(p.log(), targets, functional.nll_loss))

@@ -58,7 +58,7 @@ def check(
     Raises:
         TypeError, ValueError: If an argument is not of its kind.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.Softmax(dim=1))
         >>> batch = torch.zeros(4, 2), torch.tensor([0, 1, 2, 0])
         >>> for finding in check(model, batch, nn.CrossEntropyLoss()):

@@ -40,7 +40,7 @@ def processes() -> Group:
     Raises:
         RuntimeError: If a launcher has started several processes and not said how they meet.
 
-    Example:
+    Examples:
         >>> group = processes()  # this very process, where no launcher has started any
         >>> group.rank, group.size, group.is_first
         (0, 1, True)

@@ -26,7 +26,7 @@ class Streams:
         TypeError: If ``open_stream`` cannot be called, or n is no whole number.
         ValueError: If n is below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> def open_stream(k):  # a shard each, say
         ...     for _ in range(2 + k):

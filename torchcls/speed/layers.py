@@ -102,7 +102,7 @@ def layers_of(model: nn.Module) -> list[nn.Module] | None:
         The layers; None where any module is not known to treat every sample by itself in the mode
         it is in, where anyone hooked into it, or where it is compiled.
 
-    Example:
+    Examples:
         >>> layers_of(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU())))
         [Linear(in_features=2, out_features=3, bias=True), ReLU()]
         >>> layers_of(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))) is None  # mixes samples

@@ -128,7 +128,7 @@ def piece_size(sample_bytes: float, weight_bytes: int, cache: int) -> int | None
         weight_bytes: Bytes of the model's parameters.
         cache: Bytes of the last-level cache.
 
-    Example:
+    Examples:
         >>> piece_size(77_000, 28_000, 32 * 2**20)  # 64 samples keep 5 MB
         64
     """

@@ -49,7 +49,7 @@ def save_checkpoint(path: _Path, **state: Any) -> None:
         ValueError: If ``path`` is a folder or a device.
         OSError: If the file cannot be written: a full disk, say. What was there is untouched.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "model.pt")
         >>> save_checkpoint(path, model=nn.Linear(2, 3).state_dict(), epoch=7)
