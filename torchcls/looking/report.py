@@ -59,7 +59,7 @@ def report(
         OSError: If the file cannot be written.
         ValueError: If there is not a name for each class, or not an image for each sample.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> predictions = Predictions(torch.eye(3), torch.tensor([0, 1, 1]), nn.CrossEntropyLoss())
         >>> page = report(Path(tempfile.mkdtemp()) / "report.html", predictions)
