@@ -16,6 +16,7 @@ import torchcls as tc
 from torchcls.cli.before import check, find_lr
 from torchcls.cli.task import HEADS, told
 from torchcls.cli.train import train
+from torchcls.cli.use import evaluate, export, predict
 
 
 def console() -> NoReturn:
@@ -111,6 +112,48 @@ def _parser() -> argparse.ArgumentParser:
     _add_task(one)
     _add_network(one)
     one.add_argument("--device", help=_DEVICE)
+    one = command(
+        "predict",
+        predict,
+        "say of images which class they show",
+        "Print file, class and probability. Exit status: 0; 1 where a file cannot be read, which "
+        "is said on standard error; 2 where RUN cannot.",
+    )
+    _add_run(one)
+    add = one.add_argument
+    add("files", nargs="+", metavar="FILE", help="images, or folders with images below them")
+    add("--top", type=_count, default=1, metavar="K", help="classes of each, best first")
+    add("--format", choices=("table", "csv", "json"), default="table", help="how to print them")
+    add("--device", help=_DEVICE)
+    one = command(
+        "evaluate",
+        evaluate,
+        "measure a run on images whose classes are known",
+        "Print precision, recall and F1 of each class, and the accuracy with its interval.",
+    )
+    _add_run(one)
+    add = one.add_argument
+    add(
+        "--data",
+        metavar="PATH",
+        help="a folder of images for each class, or with such folders in valid, val or test "
+        "(default: what the run was validated on)",
+    )
+    add("--device", help=_DEVICE)
+    one = command(
+        "export",
+        export,
+        "write the network of a run to a file for others",
+        "Write the network with its classes and scaling, and see that it gives the same outputs.",
+    )
+    _add_run(one)
+    add = one.add_argument
+    add(
+        "--format",
+        choices=("onnx", "pt2", "pt"),
+        help="ONNX, torch.export, or the weights (default: as --out ends, else onnx)",
+    )
+    add("--out", metavar="FILE", help="where to write (default: model.FORMAT in RUN)")
     return parser
 
 
@@ -168,6 +211,15 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         help="of one folder, the part of each class to validate on (default: 0.2)",
     )
     add("--workers", type=_none_too, metavar="N", help="processes that read images (default: 2)")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="RUN", help="the folder that torchcls train wrote")
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="use the weights of the epoch with the least valid_loss, not of the last one",
+    )
 
 
 def _number(

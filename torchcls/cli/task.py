@@ -233,7 +233,7 @@ def task_of(options: argparse.Namespace) -> Task:
     data, classes, head, seed = options.data, options.classes, options.head, options.seed
     if data not in ("drawn", "mnist"):
         root = Path(os.path.expanduser(data))
-        folders = _split_folders(root)
+        folders = split_folders(root)
         wanted = classes or tuple(map(str, _digits(None, head)))
         if options.net is not None:
             return _of_photos(root, folders, options)
@@ -285,7 +285,7 @@ _TRAIN = ("train", "training")
 _VALID = ("valid", "val", "validation", "dev", "test", "testing")
 
 
-def _split_folders(root: Path) -> tuple[Path, Path] | None:
+def split_folders(root: Path) -> tuple[Path, Path] | None:
     """The folders of two splits, in capitals or not; None where there are no two."""
     if not root.exists():
         raise FileNotFoundError(
@@ -330,8 +330,8 @@ def _check_mnist(root: Path, wanted: tuple[str, ...]) -> None:
 def _of_images(train: Path, valid: Path, options: argparse.Namespace) -> Task:
     training, validation = _images(train, valid, options.classes)
     _check_number(training.classes, options.head)
-    train_split, valid_split = _read(training, validation)
-    return _named(training.classes, train_split, valid_split, options)
+    train_split, valid_split = read_all(training, validation)
+    return named(training.classes, train_split, valid_split, options)
 
 
 def _of_photos(root: Path, folders: tuple[Path, Path] | None, options: argparse.Namespace) -> Task:
@@ -346,10 +346,11 @@ def _of_photos(root: Path, folders: tuple[Path, Path] | None, options: argparse.
     _check_number(train.classes, options.head)
     train.transform = tc.photo_transforms(options.size, train=options.augment != "none")
     valid.transform = tc.photo_transforms(options.size, train=False)
-    return _named(train.classes, train, valid, options)
+    return named(train.classes, train, valid, options)
 
 
-def _named(classes: Sequence[str], train: Split, valid: Split, options: argparse.Namespace) -> Task:
+def named(classes: Sequence[str], train: Split, valid: Split, options: argparse.Namespace) -> Task:
+    """A task whose name says where the images are, and some of the classes."""
     # A name that is no UTF-8 could not be written to a file.
     names = tuple(name.encode("utf-8", "backslashreplace").decode() for name in classes)
     more = f" and {len(names) - 10} more" if len(names) > 12 else ""
@@ -426,7 +427,7 @@ def _refuse(faults: list[str], remedy: str = "") -> None:
         raise ValueError("\n".join(filter(None, [*faults[:10], more, remedy])))
 
 
-def _read(*splits: ImageFolder) -> list[tuple[Tensor, Tensor]]:
+def read_all(*splits: ImageFolder) -> list[tuple[Tensor, Tensor]]:
     """All images; every one that cannot be read, or is unlike most of them, is named."""
     found: list[tuple[Path, Tensor, Kind]] = []
     faults: list[str] = []
