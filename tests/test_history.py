@@ -148,6 +148,21 @@ def test_names_of_columns_are_said_again_where_they_change():
     ]
 
 
+def test_a_notebook_shows_a_table_with_names_escaped_and_gaps_empty():
+    records = [
+        Record(epoch=0, train_loss=0.5, cm=[[1, 2], [3, 4]], f1={"<i>猫": 0.25}, time=1.0),
+        Record(epoch=1, train_loss=math.nan, late=0.75),
+    ]
+    shown = History(records)._repr_html_()
+    heads = re.findall(r'<th scope="col">(.*?)</th>', shown)
+    assert heads == ["epoch", "train_loss", "cm", "f1.&lt;i&gt;猫", "time", "late"]
+    assert re.findall(r'<th scope="row">(.*?)</th>', shown) == ["0", "1"]
+    first, second = re.findall(r"<tr>.*</tr>", shown)[1:]
+    assert re.findall("<td>(.*?)</td>", first) == ["0.500000", "2 x 2", "0.250000", "1.00s", ""]
+    assert re.findall("<td>(.*?)</td>", second) == ["nan", "", "", "", "0.750000"]
+    assert History()._repr_html_() == "History of 0 epochs"
+
+
 # --- exports --------------------------------------------------------------------------------
 
 
@@ -204,7 +219,11 @@ def test_exports_hold_the_numbers_of_what_a_metric_gave(tmp_path):
     assert [row["rates.eel"] for row in rows] == ["", "1.0"]
     assert [json.loads(row["matrix"]) for row in rows] == [[[1, 2], [3, 4]], [[1, 1]]]
     assert [json.loads(row["per_class"]) for row in rows] == [[0.5, None], [0.0]]
-    assert history.to_pandas()["rates.cat"].tolist()[0] == 0.1
+    frame = history.to_pandas()
+    assert list(frame.columns) == list(rows[0])
+    assert frame["rates.cat"].tolist()[0] == 0.1
+    assert frame["matrix"].tolist() == [[[1, 2], [3, 4]], [[1.0, 1.0]]]
+    assert frame["rates.eel"].isna().tolist() == [True, False]
 
 
 def test_keys_that_are_numbers_are_text_in_json(tmp_path):

@@ -67,7 +67,7 @@ BUDGETS = {
     "processes": 820,
     "speed": 600,
     "data": 1515,
-    "looking": 600,
+    "looking": 900,
     "cli": 1100,
 }
 FLOOR_OF = {room: number for number, rooms in FLOORS.items() for room in rooms}

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -96,6 +97,14 @@ class History(Sequence[Record]):
                 lines.append(names)
             lines.append(row(record))
         return "\n".join(lines) or "no epochs yet"
+
+    def _repr_html_(self) -> str:
+        """The table as a notebook shows it; what an epoch lacks is an empty cell."""
+        if not self:
+            return repr(self)
+        rows = [{name: text for name, text, _ in _cells(record)} for record in self]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        return html_table(names, [[row.get(name, "") for name in names] for row in rows])
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write the records as CSV with a line of column names.
@@ -201,6 +210,19 @@ def _cells(record: Record) -> Iterator[tuple[str, str, int]]:
             text = _shape(value)
             width = max(width, len(text))
         yield name, text, width
+
+
+def html_table(names: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """Text as a table of HTML; the first cell is the name of its row."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    lines = (
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td>{escape(text)}</td>" for text in others)
+        + "</tr>"
+        for first, *others in rows
+    )
+    body = "\n".join(lines)
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
 
 def _shape(value: Any) -> str:

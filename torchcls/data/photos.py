@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 # Of ImageNet, which the weights of torchvision's networks expect.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def photo_transforms(size: int, *, train: bool) -> Callable[[Any], Tensor]:
@@ -45,12 +45,7 @@ def photo_transforms(size: int, *, train: bool) -> Callable[[Any], Tensor]:
     if train:
         parts = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
     else:
-        parts = [v2.Resize(shorter_side(size)), v2.CenterCrop(size)]
-    scaled = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+        parts = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
+    scaled = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(_MEAN, _STD)]
     transform: Callable[[Any], Tensor] = v2.Compose([*parts, *scaled, v2.ToPureTensor()])
     return transform
-
-
-def shorter_side(size: int) -> int:
-    """To what the shorter side is scaled before a square of ``size`` is cut out of the middle."""
-    return round(size * 256 / 224)

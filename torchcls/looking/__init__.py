@@ -1,4 +1,4 @@
-"""What people look at after a run: tables and pictures from one pass of ``predict``."""
+"""What people look at after a run: tables, pictures and a page from one pass of ``predict``."""
 
 from torchcls.looking.classes import (
     Calibration,
@@ -16,6 +16,7 @@ from torchcls.looking.pictures import (
     plot_lr,
     plot_worst,
 )
+from torchcls.looking.report import report
 
 __all__ = [
     "Calibration",
@@ -28,6 +29,7 @@ __all__ = [
     "plot_history",
     "plot_lr",
     "plot_worst",
+    "report",
     "wilson_interval",
     "worst",
 ]

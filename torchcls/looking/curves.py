@@ -1,7 +1,7 @@
 """Pictures of a run; needs matplotlib, which the extra ``torchcls[plots]`` installs."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torchcls.looking.pictures import LOSSES, plot_history
@@ -27,13 +27,17 @@ def curves(history: Iterable[Any], path: str | os.PathLike[str]) -> None:
     records = list(history)
     if not records:
         raise ValueError("history must hold at least one epoch to draw, got none.")
+    shown = panels(records)
+    figure = Figure(figsize=(5 * len(shown), 3.6), layout="constrained")
+    grid = figure.subplots(1, len(shown), squeeze=False)[0]
+    for ax, (title, columns) in zip(grid, shown.items(), strict=True):
+        plot_history(records, ax, columns=columns).set_title(title)
+    figure.savefig(path, dpi=120)
+
+
+def panels(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The columns to draw together, by the title above them."""
     names = [name for name, value in records[0].items() if isinstance(value, float)]
     losses = [name for name in names if name in LOSSES]
     metrics = [name for name in names if name not in (*LOSSES, *_NEITHER)]
-    panels = {title: shown for title, shown in (("loss", losses), ("metrics", metrics)) if shown}
-
-    figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    for ax, (title, shown) in zip(grid, panels.items(), strict=True):
-        plot_history(records, ax, columns=shown).set_title(title)
-    figure.savefig(path, dpi=120)
+    return {title: found for title, found in (("loss", losses), ("metrics", metrics)) if found}

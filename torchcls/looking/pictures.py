@@ -7,7 +7,7 @@ window. ``ax.figure.savefig("picture.png")`` writes a file; ``ax.figure`` shows 
 import contextlib
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -141,26 +141,51 @@ def plot_worst(
     """
     from matplotlib.figure import Figure
 
-    found, (indices, losses) = judged(predictions), worst(predictions, k=k)
-    names = names_of(classes, len(found.matrix))
-    shape = tuple(found.true.shape)
-    if shape != (len(images),):
-        raise ValueError(f"images must be one for each sample, got {len(images)} for {shape}.")
-    wide = math.ceil(math.sqrt(len(indices)))
-    high = math.ceil(len(indices) / wide)
+    shown = worst_samples(predictions, images, k, classes)
+    wide = math.ceil(math.sqrt(len(shown)))
+    high = math.ceil(len(shown) / wide)
     figure = Figure(figsize=(2.3 * wide, 2.7 * high), layout="constrained")
     grid = figure.subplots(high, wide, squeeze=False).flatten()
     for axes in grid:
         axes.set_axis_off()
-    for axes, i, loss in zip(grid, indices.tolist(), losses.tolist(), strict=False):
-        axes.imshow(_pixels(images[i]), cmap="gray", vmin=0, vmax=1)
-        true, predicted = (
-            _cut(names[class_id], 20) if class_id >= 0 else "ignored"
-            for class_id in (int(found.true[i]), int(found.predicted[i]))
-        )
-        text = f"{true}\ntaken for {predicted}\np = {found.confidence[i]:.3f}, loss {loss:.2f}"
+    for axes, one in zip(grid, shown, strict=False):
+        axes.imshow(pixels(images[one.row]), cmap="gray", vmin=0, vmax=1)
+        true, predicted = _cut(one.true, 20), _cut(one.predicted, 20)
+        text = f"{true}\ntaken for {predicted}\np = {one.confidence:.3f}, loss {one.loss:.2f}"
         axes.set_title(text, fontsize=8)
-    return list(grid[: len(indices)])
+    return list(grid[: len(shown)])
+
+
+class Sample(NamedTuple):
+    """One of the worst: its class, the one it was taken for, and how surely."""
+
+    row: int
+    true: str
+    predicted: str
+    confidence: float
+    loss: float
+
+
+def worst_samples(
+    predictions: Predictions, images: Any, k: int, classes: Sequence[object] | None
+) -> list[Sample]:
+    """The ``k`` samples of ``plot_worst``, in words; ``images`` may be None."""
+    found, (indices, losses) = judged(predictions), worst(predictions, k=k)
+    names = names_of(classes, len(found.matrix))
+    shape = tuple(found.true.shape)
+    n = len(found.true) if images is None else len(images)
+    if shape != (n,):
+        raise ValueError(f"images must be one for each sample, got {n} for {shape}.")
+    return [
+        Sample(
+            i,
+            names[int(found.true[i])] if found.counted[i] else "ignored",
+            names[int(found.predicted[i])],
+            float(found.confidence[i]),
+            loss,
+        )
+        for i, loss in zip(indices.tolist(), losses.tolist(), strict=True)
+    ]
 
 
 def plot_calibration(predictions: Predictions, ax: "Axes | None" = None) -> "Axes":
@@ -201,7 +226,7 @@ def _cut(name: str, most: int) -> str:
     return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
 
 
-def _pixels(image: Any) -> Any:
+def pixels(image: Any) -> Any:
     """An image as matplotlib takes it: (H, W) or (H, W, C), from 0 to 1."""
     if isinstance(image, (tuple, list)):  # of a dataset
         image = image[0]
