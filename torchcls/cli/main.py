@@ -16,7 +16,7 @@ import torchcls as tc
 from torchcls.cli.before import check, find_lr
 from torchcls.cli.task import HEADS, told
 from torchcls.cli.train import train
-from torchcls.cli.use import evaluate, export, predict
+from torchcls.cli.use import evaluate, export, predict, report
 
 
 def console() -> NoReturn:
@@ -59,105 +59,63 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.exit(2, f"torchcls: error: {message}\n")
 
 
+_IS_TOLD: dict[str, Any] = {"action": "store_true", "default": None}
+_DEVICE = "cpu, cuda, cuda:1, ... (default: the accelerator that is there)"
+_STATUS = "Exit status: 0; 1 where an error was found; 2 where the data cannot be read."
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="torchcls", description="Classification training in plain PyTorch."
-    )
+    about = "Classification training in plain PyTorch."
+    parser = argparse.ArgumentParser(prog="torchcls", description=about)
     parser.add_argument("--version", action="version", version=f"torchcls {tc.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Any, text: str, more: str) -> argparse.ArgumentParser:
-        one = commands.add_parser(
-            name, help=text, description=more, formatter_class=_Defaults, allow_abbrev=False
-        )
+    def command(run: Any, name: str, text: str, more: str) -> Callable[..., Any]:
+        one = commands.add_parser(name, help=text, description=more, formatter_class=_Defaults)
         one.set_defaults(run=run)
-        return one
+        (_add_run if run in (predict, evaluate, report, export) else _add_task)(one)
+        if run is not check:
+            one.add_argument("--device", help=_DEVICE)
+        return one.add_argument
 
-    one = command(
-        "train",
-        train,
-        "train a network on images",
-        "Train a network of torchvision on photographs, or Conv2d(c,16,5) ReLU MaxPool2d(2) "
-        "Flatten Linear(n,k) on small images of one size. Without arguments it draws its own "
-        "digits and needs no network.",
+    text = "train a network on images"
+    more = (
+        "Train a network of torchvision on photographs, or Conv2d(c,16,5) ReLU MaxPool2d(2) Flatten"
+        " Linear(n,k) on small images. Without arguments it draws its own digits."
     )
-    _add_task(one)
-    _add_network(one)
-    add = one.add_argument
+    add = command(train, "train", text, more)
     add("--epochs", type=_count, default=10, help="passes over the training images")
     add("--lr", type=_rate, default=1e-3, help="learning rate")
-    add("--device", help=_DEVICE)
     add("--out", metavar="FOLDER", help="where to write (default: the first free torchcls-out)")
-    add(
-        "--resume",
-        action="store_true",
-        default=None,
-        help="go on with the run in --out, which was begun with the same options",
-    )
-    one = command(
-        "check",
-        check,
-        "look for mistakes in the data, without training",
-        "Read all images, look at both splits and at one training step, and say what is wrong. "
-        "Exit status: 0; 1 where an error was found; 2 where the data cannot be read.",
-    )
-    _add_task(one)
-    _add_network(one)
-    one = command(
-        "find-lr",
-        find_lr,
-        "suggest a learning rate",
-        "Train for up to 100 steps at rising learning rates, and suggest one for --lr.",
-    )
-    _add_task(one)
-    _add_network(one)
-    one.add_argument("--device", help=_DEVICE)
-    one = command(
-        "predict",
-        predict,
-        "say of images which class they show",
-        "Print file, class and probability. Exit status: 0; 1 where a file cannot be read, which "
-        "is said on standard error; 2 where RUN cannot.",
-    )
-    _add_run(one)
-    add = one.add_argument
+    add("--resume", **_IS_TOLD, help="go on with the run in --out, begun with the same options")
+
+    more = f"Read all images, look at both splits and at one training step. {_STATUS}"
+    command(check, "check", "look for mistakes in the data, without training", more)
+
+    more = "Train for up to 100 steps at rising learning rates, and print one for --lr."
+    command(find_lr, "find-lr", "suggest a learning rate", more)
+
+    more = "Print file, class and probability. Exit status: 1 where a file cannot be read."
+    add = command(predict, "predict", "say of images which class they show", more)
     add("files", nargs="+", metavar="FILE", help="images, or folders with images below them")
     add("--top", type=_count, default=1, metavar="K", help="classes of each, best first")
     add("--format", choices=("table", "csv", "json"), default="table", help="how to print them")
-    add("--device", help=_DEVICE)
-    one = command(
-        "evaluate",
-        evaluate,
-        "measure a run on images whose classes are known",
-        "Print precision, recall and F1 of each class, and the accuracy with its interval.",
-    )
-    _add_run(one)
-    add = one.add_argument
-    add(
-        "--data",
-        metavar="PATH",
-        help="a folder of images for each class, or with such folders in valid, val or test "
-        "(default: what the run was validated on)",
-    )
-    add("--device", help=_DEVICE)
-    one = command(
-        "export",
-        export,
-        "write the network of a run to a file for others",
-        "Write the network with its classes and scaling, and see that it gives the same outputs.",
-    )
-    _add_run(one)
-    add = one.add_argument
-    add(
-        "--format",
-        choices=("onnx", "pt2", "pt"),
-        help="ONNX, torch.export, or the weights (default: as --out ends, else onnx)",
-    )
+
+    text = "measure a run on images whose classes are known"
+    more = "Print precision, recall and F1 of each class, and the accuracy with its interval."
+    add = command(evaluate, "evaluate", text, more)
+    add("--data", metavar="PATH", help="a folder per class (default: what the run validated on)")
+
+    more = "Write a page that a browser shows: numbers, pictures and findings."
+    add = command(report, "report", "write a page about a run", more)
+    add("--out", metavar="FILE", help="where to write (default: report.html in RUN)")
+
+    more = "Write the network with its classes and scaling, and see that it gives the same outputs."
+    add = command(export, "export", "write the network of a run to a file for others", more)
+    text = "ONNX, torch.export, or the weights (default: as --out ends, else onnx)"
+    add("--format", choices=("onnx", "pt2", "pt"), help=text)
     add("--out", metavar="FILE", help="where to write (default: model.FORMAT in RUN)")
     return parser
-
-
-_DEVICE = "cpu, cuda, cuda:1, ... (default: the accelerator that is there)"
 
 
 def _add_task(parser: argparse.ArgumentParser) -> None:
@@ -172,54 +130,31 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
         "val, test), which for --net may be one folder",
     )
     add("--classes", type=_names, metavar="0,1,2", help="the classes to tell apart (default: all)")
-    add(
-        "--head",
-        choices=tuple(HEADS),
-        default="multiclass",
-        help="class ids, one-hot rows, or one sigmoid for two classes",
-    )
+    text = "class ids, one-hot rows, or one sigmoid for two classes"
+    add("--head", choices=tuple(HEADS), default="multiclass", help=text)
     add("--batch-size", type=_count, help="images in a step (default: 128; 32 with --net)")
     add("--seed", type=_seed, default=0, help="of weights, order, split and drawn digits")
 
-
-def _add_network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("photographs", "Images of any size, and a larger network.")
     add = group.add_argument
     add("--net", type=str.lower, metavar="NAME", help="a classification network of torchvision")
-    weights = group.add_mutually_exclusive_group()
-    weights.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="a state dict to begin with; its head may be of other classes",
-    )
-    weights.add_argument(
-        "--pretrained",
-        action="store_true",
-        default=None,
-        help="begin with the weights that torchvision has, downloaded where they are not there yet",
-    )
+    either = group.add_mutually_exclusive_group().add_argument
+    text = "a state dict to begin with; its head may be of other classes"
+    either("--weights", metavar="FILE", help=text)
+    text = "begin with torchvision's weights, downloaded where they are not there yet"
+    either("--pretrained", **_IS_TOLD, help=text)
     add("--size", type=_count, help="height and width that the network sees (default: 224)")
-    add(
-        "--augment",
-        choices=("usual", "none"),
-        help="train on random parts, flipped or not, or on the middle (default: usual)",
-    )
-    add(
-        "--valid-share",
-        type=_share,
-        metavar="SHARE",
-        help="of one folder, the part of each class to validate on (default: 0.2)",
-    )
+    text = "train on random parts, flipped or not, or on the middle (default: usual)"
+    add("--augment", choices=("usual", "none"), help=text)
+    text = "of one folder, the part of each class to validate on (default: 0.2)"
+    add("--valid-share", type=_share, metavar="SHARE", help=text)
     add("--workers", type=_none_too, metavar="N", help="processes that read images (default: 2)")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN", help="the folder that torchcls train wrote")
-    parser.add_argument(
-        "--best",
-        action="store_true",
-        help="use the weights of the epoch with the least valid_loss, not of the last one",
-    )
+    text = "use the weights of the epoch with the least valid_loss, not of the last one"
+    parser.add_argument("--best", action="store_true", help=text)
 
 
 def _number(

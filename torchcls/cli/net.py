@@ -1,9 +1,9 @@
 """The network of a command: the lecture's, or one of torchvision's by name, and its weights."""
 
 import difflib
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,20 +21,18 @@ def network(net: str | None, shape: Sequence[int], outputs: int) -> nn.Module:
     """A network for images of a shape (C, H, W), with random weights; None is the lecture's.
 
     Raises:
-        ValueError: If torchvision has no classification network of that name, or the images are
-            too small for this one.
+        ValueError: If the images are too small for it, or of a size that it does not take.
     """
     if net is None:
         return _of_the_lecture(shape, outputs)
-    check_name(net)
     try:
-        model = _torchvision(net, shape, num_classes=outputs)
+        model = _torchvision(net, shape, outputs)
         with evaluating(model), torch.no_grad():
             model(torch.zeros(1, *shape))
     except Exception as error:  # torch and torchvision raise all kinds
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].strip(".!")
         law = f"--size must be one that {net} takes, as all take 224, got {shape[-1]}"
-        raise ValueError(f"{law} ({reason.strip('.!')}).") from error
+        raise ValueError(f"{law} ({reason}).") from error
     return model
 
 
@@ -54,35 +52,29 @@ def check_name(net: str) -> None:
 
 
 def _of_the_lecture(shape: Sequence[int], outputs: int) -> nn.Module:
-    channels, *sides = shape
-    height, width = ((side - 4) // 2 for side in sides)  # behind convolution and pooling
-    if min(height, width) < 1:
-        seen = f"{sides[1]} x {sides[0]}"
+    channels, height, width = shape
+    h, w = (height - 4) // 2, (width - 4) // 2  # behind convolution and pooling
+    if min(h, w) < 1:
         law = "images must have at least 6 x 6 pixels for this network"
-        raise ValueError(f"{law}, got {seen}.")
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(16 * height * width, outputs),
-    )
+        raise ValueError(f"{law}, got {width} x {height}.")
+    before = nn.Conv2d(channels, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+    return nn.Sequential(*before, nn.Linear(16 * h * w, outputs))
 
 
-def _torchvision(net: str, shape: Sequence[int], **options: Any) -> nn.Module:
+def _torchvision(net: str, shape: Sequence[int], outputs: int) -> nn.Module:
     from torchvision import models
 
-    options |= _OPTIONS.get(net, {})
+    options = _OPTIONS.get(net, {})
     if net.startswith("vit_"):
-        options["image_size"] = shape[-1]
-    model: nn.Module = models.get_model(net, **options)
+        options = {"image_size": shape[-1]}
+    model: nn.Module = models.get_model(net, num_classes=outputs, **options)
     return model
 
 
 # ------------------------------------------------------------------ weights to begin with
 
 
-def load_weights(model: nn.Module, net: str, shape: Sequence[int], path: Path) -> str:
+def load_weights(model: nn.Module, net: str, shape: Sequence[int], path: str) -> str:
     """Load a state dict into a network but for a head of other classes; says what is left out.
 
     Args:
@@ -96,22 +88,21 @@ def load_weights(model: nn.Module, net: str, shape: Sequence[int], path: Path) -
         OSError: If the file cannot be read.
         ValueError: If it holds something else, or weights of another network.
     """
-    remedy = "Write one by torch.save(model.state_dict(), path)."
+    seen = "something else"
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(os.path.expanduser(path), map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # on what is no such file, torch raises all kinds
-        raise ValueError(
-            f"--weights must be a file with a state dict, got {path}, which torch cannot read as "
-            f"weights alone ({type(error).__name__}). {remedy}"
-        ) from error
+        found, seen = None, f"what torch cannot read as weights alone ({type(error).__name__})"
     for key in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-    if not (isinstance(found, dict) and found and _are_tensors(found)):
-        law = "--weights must be a file with a state dict"
-        raise ValueError(f"{law}, got {path} with something else. {remedy}")
+    if not (isinstance(found, dict) and all(isinstance(v, Tensor) for v in found.values())):
+        raise ValueError(
+            f"--weights must be a file with a state dict, got {path} with {seen}. "
+            "Write one by torch.save(model.state_dict(), path)."
+        )
     return _load(model, net, shape, found, f"--weights {path}")
 
 
@@ -135,28 +126,22 @@ def _load(
 ) -> str:
     own = model.state_dict()
     with torch.device("meta"):  # the head is what grows with the number of classes
-        two, three = (_torchvision(net, shape, num_classes=n).state_dict() for n in (2, 3))
+        two, three = (_torchvision(net, shape, n).state_dict() for n in (2, 3))
     head = {name for name in own if two[name].shape != three[name].shape}
     fits = {name for name in own if name in found and found[name].shape == own[name].shape}
-    misfits = [name for name in own if name not in fits | head]
-    strange = [name for name in found if name not in own]
-    is_aux = net in _OPTIONS  # heads that are there in training only
-    strange = [name for name in strange if not (is_aux and name.lower().startswith("aux"))]
-    if misfits or strange:
-        name = (misfits + strange)[0]
-        seen, wanted = (_shape(tensors.get(name)) for tensors in (found, own))
+    wrong = [name for name in own if name not in fits | head]
+    # Those two have heads for training alone.
+    spare = [name for name in found if net in _OPTIONS and name.lower().startswith("aux")]
+    wrong += [name for name in found if name not in own and name not in spare]
+    if wrong:
+        seen, wanted = (
+            f"of shape {tuple(tensors[wrong[0]].shape)}" if wrong[0] in tensors else "missing"
+            for tensors in (found, own)
+        )
         raise ValueError(
-            f"{option} must hold the weights of {net}, got {name} {seen} where it has {wanted} "
-            f"({len(misfits + strange)} tensors do not fit). Give the --net and --size of them."
+            f"{option} must hold the weights of {net}, got {wrong[0]} {seen} where it has {wanted} "
+            f"({len(wrong)} tensors do not fit). Give the --net and --size of them."
         )
     model.load_state_dict({name: found[name] for name in fits}, strict=False)
-    left = sorted((head - fits) | (found.keys() - own.keys()))
+    left = sorted({*(head - fits), *spare})
     return f"left out of {option}: {', '.join(left)}" if left else ""
-
-
-def _are_tensors(found: Mapping[Any, Any]) -> bool:
-    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items())
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 import torchcls as tc
 from torchcls.cli.net import network
-from torchcls.cli.task import HEADS, Head, Task, named, read_all, split_folders, task_of
+from torchcls.cli.task import HEADS, Head, Task, named, read_all, some, split_folders, task_of
 from torchcls.data.folder import images_of, read_image, read_photo
 from torchcls.history import replacing
 
@@ -25,54 +24,37 @@ _FILE = "arguments.json"
 
 def write_arguments(task: Task, out: Path) -> None:
     """Write what the other commands need to make the model and the data again."""
-    told = {
-        "torchcls": tc.__version__,
-        **_options(task.options),
-        "epochs": task.options.epochs,
-        "names": task.classes,
-        "input_shape": task.shape,
-    }
+    told = {"torchcls": tc.__version__, **_kept(task.options), "epochs": task.options.epochs}
+    told |= {"names": task.classes, "input_shape": task.shape}
     with replacing(out / _FILE) as new:
         new.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def check_same(options: argparse.Namespace, out: Path) -> None:
     """Refuse to go on with a run by other options than it was begun with."""
-    if not (out / _FILE).exists():
-        return  # its state tells most of them, too
-    before, now = _read(out), _options(options)
+    before, now = _told(out), _kept(options)
     for name in _SAME:
         if before.get(name) != now[name]:
-            was, given = (_word(name, value) for value in (before.get(name), now[name]))
             raise ValueError(
-                f"{was} must be as in the run that is resumed, got {given}. "
-                "Give the options that the run was begun with, or choose another --out."
+                f"--{name.replace('_', '-')} must be {before.get(name)} as in the run that is "
+                f"resumed, got {now[name]}. Give the options that the run was begun with, or "
+                "choose another --out."
             )
 
 
-def _word(name: str, value: Any) -> str:
-    option = f"--{name.replace('_', '-')}"
-    if value is None:
-        return f"no {option}"
-    return f"{option} {','.join(value) if isinstance(value, list) else value}"
-
-
-def _options(options: argparse.Namespace) -> dict[str, Any]:
+def _kept(options: argparse.Namespace) -> dict[str, Any]:
     kept = {name: getattr(options, name) for name in _SAME}
-    if options.classes is not None:
-        kept["classes"] = list(options.classes)
-    for name in ("data", "weights"):  # which lead there from another folder, too
-        if kept[name] is not None:
-            kept[name] = absolute(kept[name])
-    return kept
+    kept["classes"] = None if options.classes is None else list(options.classes)
+    return kept | {name: _absolute(kept[name]) for name in ("data", "weights")}
 
 
-def absolute(path: str) -> str:
+def _absolute(path: str | None) -> str | None:
     """A path that leads there from another folder, too."""
-    return path if path in ("drawn", "mnist") else os.path.abspath(os.path.expanduser(path))
+    is_path = path not in (None, "drawn", "mnist")
+    return os.path.abspath(os.path.expanduser(str(path))) if is_path else path
 
 
-def _read(run: Path) -> dict[str, Any]:
+def _told(run: Path) -> dict[str, Any]:
     try:
         told: dict[str, Any] = json.loads((run / _FILE).read_text("utf-8"))
     except FileNotFoundError:
@@ -121,48 +103,35 @@ class Saved:
     def image(self, path: Path) -> Tensor:
         """An image as the network gets it, shape (C, H, W); errors name the path."""
         if self.options.net is not None:
-            return self._transform(read_photo(path))
+            return tc.photo_transforms(self.options.size, train=False)(read_photo(path))
         image, _ = read_image(path)
         if tuple(image.shape) != self.shape:
-            seen, wanted = tuple(image.shape), self.shape
-            raise ValueError(f"{path} must be an image of shape {wanted}, got {seen}.")
+            law = f"{path} must be an image of shape {self.shape}"
+            raise ValueError(f"{law}, got {tuple(image.shape)}.")
         return image
 
-    @property
-    def _transform(self) -> Callable[[Any], Tensor]:
-        return tc.photo_transforms(self.options.size, train=False)
-
     def task(self, data: str | None) -> Task:
-        """The images at a path to validate on, all of them or those of the split for it.
-
-        None and the path of the run itself give what the run was validated on.
+        """What the run was validated on, or the images below a path: those for it if it is split.
 
         Raises:
-            ValueError: If there are classes that the run does not know, or none of its own.
+            ValueError: If there are classes that the run does not know, or images of another shape.
         """
-        if data is None or absolute(data) == self.options.data:
+        if data is None or _absolute(data) == self.options.data:
             return task_of(self.options)
-        options = argparse.Namespace(**vars(self.options) | {"data": data, "classes": self.classes})
         root = Path(os.path.expanduser(data))
-        if data in ("drawn", "mnist") or any(root.glob("*-ubyte*")):
-            return task_of(options)
-        folders = split_folders(root)
-        folder = root if folders is None else folders[1]
-        there = tc.image_folder(folder).classes
-        strange = [name for name in there if name not in self.classes]
-        # A run of some classes leaves the folders of others alone.
-        if len(strange) == len(there) or (strange and self.options.classes is None):
-            law = f"--data must have the classes of the run, {', '.join(self.classes)}"
-            raise ValueError(f"{law}, got {', '.join(strange)} in {folder}.")
+        folder = (split_folders(root) or (root, root))[1]
+        strange = set(tc.image_folder(folder).classes) - set(self.classes)
+        if strange and self.options.classes is None:  # else folders of others are left alone
+            law = f"--data must have the classes of the run, {some(self.classes)}"
+            raise ValueError(f"{law}, got {some(sorted(strange))} in {folder}.")
         images = images_of(folder, self.classes)
-        if self.options.net is not None:
-            images.transform = self._transform
-            return named(self.classes, images, images, options)
-        (split,) = read_all(images)
+        images.transform = tc.photo_transforms(self.shape[1], train=False)
+        split = images if self.options.net is not None else read_all(images)[0]
+        options = argparse.Namespace(**vars(self.options) | {"data": data})
         task = named(self.classes, split, split, options)
-        if task.shape != self.shape:
-            law = f"--data must have images of shape {self.shape}, as the run"
-            raise ValueError(f"{law}, got {task.shape}.")
+        if not images.paths or task.shape != self.shape:
+            law = f"--data must have images of shape {self.shape} and of classes of the run"
+            raise ValueError(f"{law}, got {task.shape} and {len(images)} of them in {folder}.")
         return task
 
 
@@ -173,10 +142,10 @@ def saved(folder: str) -> Saved:
         OSError, ValueError: If the folder holds none.
     """
     run = Path(os.path.expanduser(folder))
-    told = _read(run)
+    told = _told(run)
     try:
         options = argparse.Namespace(**{name: told[name] for name in _SAME})
-        options.classes = None if options.classes is None else tuple(options.classes)
+        options.classes = options.classes and tuple(options.classes)
         return Saved(run, options, tuple(told["names"]), tuple(told["input_shape"]))
     except (TypeError, KeyError) as error:
         law = f"{run / _FILE} must be as torchcls train wrote it"

@@ -353,9 +353,13 @@ def named(classes: Sequence[str], train: Split, valid: Split, options: argparse.
     """A task whose name says where the images are, and some of the classes."""
     # A name that is no UTF-8 could not be written to a file.
     names = tuple(name.encode("utf-8", "backslashreplace").decode() for name in classes)
+    return Task(f"{options.data} classes {some(names)}", names, train, valid, options)
+
+
+def some(names: Sequence[str]) -> str:
+    """Names of classes, of which there may be hundreds."""
     more = f" and {len(names) - 10} more" if len(names) > 12 else ""
-    shown = ", ".join(names[:10] if more else names)
-    return Task(f"{options.data} classes {shown}{more}", names, train, valid, options)
+    return ", ".join(names[:10] if more else names) + more
 
 
 def _images(

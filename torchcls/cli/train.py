@@ -41,7 +41,7 @@ def train(options: argparse.Namespace) -> int:
     device = tc.select_device(options.device)
     task = task_of(options)
     out = _out_folder(options.out, resume=bool(options.resume))
-    if options.resume:
+    if options.resume and (out / "arguments.json").exists():
         check_same(options, out)
     model, left_out = task.model(has_weights=bool(options.resume))
     say = Output().say  # a pipe whose reader leaves, or a full disk, must not end the run

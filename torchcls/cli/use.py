@@ -1,8 +1,9 @@
-"""What a run is good for: ``torchcls predict``, ``evaluate`` and ``export``."""
+"""What a run is good for: ``torchcls predict``, ``evaluate``, ``report`` and ``export``."""
 
 import argparse
 import csv
 import io
+import itertools
 import json
 import os
 import sys
@@ -14,14 +15,12 @@ import torch
 from torch import Tensor
 
 import torchcls as tc
+from torchcls import looking
 from torchcls.cli.saved import Saved, saved
-from torchcls.cli.task import ids_of, told
+from torchcls.cli.task import Task, ids_of, images_in, some, told
 from torchcls.data.folder import list_images
-from torchcls.data.photos import MEAN, STD, shorter_side
 from torchcls.display import encodable
 from torchcls.looking import class_report
-
-_BATCH = 32
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -32,7 +31,7 @@ def predict(options: argparse.Namespace) -> int:
         raise ValueError(f"{law}, got {options.top}.")
     model, device = run.model(best=options.best), tc.select_device(options.device)
     rows: list[dict[str, Any]] = []
-    failed: list[Exception] = []
+    failed: list[str] = []
     for paths, images in _batches(run, options.files, failed):
         p = tc.predict(model, images, loss_fn=run.head.loss_fn, device=device).probabilities
         if p.shape[1] == 1:  # of a single sigmoid
@@ -48,36 +47,32 @@ def predict(options: argparse.Namespace) -> int:
 
 
 def _batches(
-    run: Saved, files: list[str], failed: list[Exception]
+    run: Saved, files: list[str], failed: list[str]
 ) -> Iterator[tuple[list[Path], Tensor]]:
     """Read images a few at a time; what cannot be read is told at once and passed over."""
-    paths: list[Path] = []
-    images: list[Tensor] = []
-    for path in _paths(files, failed):
-        try:
-            images.append(run.image(path))
-            paths.append(path)
-        except (OSError, ValueError) as fault:
-            _tell(fault, failed)
-        if len(images) == _BATCH:
-            yield paths, torch.stack(images)
-            paths, images = [], []
-    if images:
-        yield paths, torch.stack(images)
+    read = _images(run, files, failed)
+    while few := list(itertools.islice(read, 32)):
+        paths, images = zip(*few, strict=True)
+        yield list(paths), torch.stack(images)
 
 
-def _paths(files: list[str], failed: list[Exception]) -> Iterator[Path]:
-    """The files, and all images below those that are folders."""
+def _images(run: Saved, files: list[str], failed: list[str]) -> Iterator[tuple[Path, Tensor]]:
     for file in map(Path, files):
         try:
-            yield from list_images(file)[0] if file.is_dir() else [file]
+            paths = list_images(file)[0] if file.is_dir() else [file]
         except (OSError, ValueError) as fault:
+            paths = []
             _tell(fault, failed)
+        for path in paths:
+            try:
+                yield path, run.image(path)
+            except (OSError, ValueError) as fault:
+                _tell(fault, failed)
 
 
-def _tell(fault: Exception, failed: list[Exception]) -> None:
-    print(f"torchcls: error: {told(fault)}", file=sys.stderr, flush=True)
-    failed.append(fault)
+def _tell(error: Exception, failed: list[str]) -> None:
+    failed.append(f"torchcls: error: {told(error)}")
+    print(failed[-1], file=sys.stderr, flush=True)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -104,43 +99,72 @@ _FORMATS = {"table": _table, "csv": _csv, "json": _json}
 
 def evaluate(options: argparse.Namespace) -> int:
     """Print precision, recall and F1 of each class, and the accuracy with its interval."""
+    task, predictions = _predictions(saved(options.folder), options, options.data)
+    scores = class_report(predictions, task.classes)
+    print(encodable(f"{task.name}: {len(ids_of(task.valid))} images\n{scores}"), flush=True)
+    return 0
+
+
+def _predictions(
+    run: Saved, options: argparse.Namespace, data: str | None
+) -> tuple[Task, tc.Predictions]:
+    """What a run says of images to validate on."""
+    task, model = run.task(data), run.model(best=options.best)
+    device, batches = tc.select_device(options.device), task.batches(task.valid)
+    return task, tc.predict(model, batches, loss_fn=run.head.loss_fn, device=device)
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write a page about what a run was and reached."""
     run = saved(options.folder)
-    task, device = run.task(options.data), tc.select_device(options.device)
-    model = run.model(best=options.best)
-    batches = task.batches(task.valid)
-    predictions = tc.predict(model, batches, loss_fn=run.head.loss_fn, device=device)
-    report = class_report(predictions, run.classes)
-    print(encodable(f"{task.name}: {len(ids_of(task.valid))} images\n{report}"), flush=True)
+    file = _new_file(options.out, run.path / "report.html")
+    task, predictions = _predictions(run, options, None)
+    about = {"images": task, "weights": "of the best epoch" if options.best else "of the last one"}
+    about |= {name: value for name, value in vars(run.options).items() if value is not None}
+    history = json.loads((run.path / "history.json").read_text("utf-8"))
+    looking.report(
+        file,
+        predictions,
+        title=f"{run.options.net or 'The network of the lecture'} on {task.options.data}",
+        history=map(tc.Record, history),
+        classes=task.classes,
+        images=images_in(task.valid),
+        about=about,
+    )
+    print(encodable(f"wrote {file}"), flush=True)
     return 0
 
 
 def export(options: argparse.Namespace) -> int:
     """Write the network to a file for others; returns 1 where torch cannot."""
     run = saved(options.folder)
-    file = run.path / f"model.{options.format or 'onnx'}"
-    file = Path(os.path.expanduser(options.out)) if options.out else file
-    if options.format and file.suffix != f".{options.format}":
-        law = f"--out must end in .{options.format} for --format {options.format}"
-        raise ValueError(f"{law}, got {file}.")
-    if os.path.lexists(file):
-        raise FileExistsError(f"--out must be a new file, got {file}. Choose another name.")
+    file = _new_file(options.out, run.path / f"model.{options.format or 'onnx'}")
+    ends = [f".{options.format}"] if options.format else [".onnx", ".pt2", ".pt"]
+    if file.suffix not in ends:
+        raise ValueError(f"--out must end in {' or '.join(ends)}, got {file}.")
     scaling: dict[str, Any] = {"from": [0, 255], "to": [0, 1]}
     if run.options.net is not None:
-        size = run.options.size
-        scaling |= {"shorter_side": shorter_side(size), "middle": size, "mean": MEAN, "std": STD}
-    model = run.model(best=options.best)
-    generator = torch.Generator().manual_seed(0)
-    example = torch.rand(2, *run.shape, generator=generator)
-    loss_fn = None if file.suffix == ".pt" else run.head.loss_fn
-    if file.suffix not in (".onnx", ".pt2", ".pt") or not file.parent.is_dir():
-        law = "--out must end in .onnx, .pt2 or .pt, in a folder that is there"
-        raise ValueError(f"{law}, got {file}.")
+        steps: Any = tc.photo_transforms(run.options.size, train=False)
+        side, middle, *_, scaled, _ = steps.transforms
+        scaling |= {"shorter_side": side.size[0], "middle": middle.size[0]}
+        scaling |= {"mean": scaled.mean, "std": scaled.std}
+    example = torch.rand(2, *run.shape, generator=torch.Generator().manual_seed(0))
+    model, loss_fn = run.model(best=options.best), run.head.loss_fn
+    about: dict[str, Any] = {"classes": list(run.classes), "scaling": scaling}
     try:
-        tc.export(model, example, file, loss_fn=loss_fn, classes=list(run.classes), scaling=scaling)
+        tc.export(model, example, file, loss_fn=None if file.suffix == ".pt" else loss_fn, **about)
     except (ValueError, ImportError) as error:
-        print(f"torchcls: error: {error}", file=sys.stderr, flush=True)
+        _tell(error, [])
         return 1
-    gives = "scores" if loss_fn is None else "probabilities"
+    gives = "scores" if file.suffix == ".pt" else "probabilities"
     shape = " x ".join(map(str, run.shape))
-    print(encodable(f"wrote {file}: n x {shape} in, {gives} of {', '.join(run.classes)} out"))
+    print(encodable(f"wrote {file}: n x {shape} in, {gives} of {some(run.classes)} out"))
     return 0
+
+
+def _new_file(wanted: str | None, usual: Path) -> Path:
+    file = Path(os.path.expanduser(wanted)) if wanted else usual
+    if os.path.lexists(file) or not file.parent.is_dir():
+        law = "--out must be a new file in a folder that is there"
+        raise FileExistsError(f"{law}, got {file}. Choose another name.")
+    return file
