@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = re.sub(r"(?s)^Caught .*\n\w+: ", "", message)  # from a process that reads images
         options_again = "Give the options that the run was begun with, or choose another --out."
         message = re.sub("Give it as it was, or .*", options_again, message)
-        parser.exit(2, f"torchcls: error: {message}\n")
+        parser.exit(2, f"torchcls: error: {message.strip()}\n")
 
 
 _IS_TOLD: dict[str, Any] = {"action": "store_true", "default": None}
