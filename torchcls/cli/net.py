@@ -74,13 +74,14 @@ def _torchvision(net: str, shape: Sequence[int], outputs: int) -> nn.Module:
 # ------------------------------------------------------------------ weights to begin with
 
 
-def load_weights(model: nn.Module, net: str, shape: Sequence[int], path: str) -> str:
+def load_weights(model: nn.Module, net: str, shape: Sequence[int], outputs: int, path: str) -> str:
     """Load a state dict into a network but for a head of other classes; says what is left out.
 
     Args:
         model: As ``network`` gives it.
         net: Its name.
         shape: Of its images.
+        outputs: How many it has for an image.
         path: A file of ``torch.save``: a state dict, or a dict that has one under "model" as those
             of ``tc.export``, or under "state_dict".
 
@@ -103,10 +104,10 @@ def load_weights(model: nn.Module, net: str, shape: Sequence[int], path: str) ->
             f"--weights must be a file with a state dict, got {path} with {seen}. "
             "Write one by torch.save(model.state_dict(), path)."
         )
-    return _load(model, net, shape, found, f"--weights {path}")
+    return _load(model, net, shape, outputs, found, f"--weights {path}")
 
 
-def load_pretrained(model: nn.Module, net: str, shape: Sequence[int]) -> str:
+def load_pretrained(model: nn.Module, net: str, shape: Sequence[int], outputs: int) -> str:
     """The same with torchvision's own weights, which are downloaded unless they are there."""
     from torchvision import models
 
@@ -118,16 +119,20 @@ def load_pretrained(model: nn.Module, net: str, shape: Sequence[int]) -> str:
             f"--pretrained must download {weights.url}, which failed ({error}). "
             "Where there is no network, use --weights FILE."
         ) from error
-    return _load(model, net, shape, theirs.state_dict(), "--pretrained")
+    return _load(model, net, shape, outputs, theirs.state_dict(), "--pretrained")
 
 
 def _load(
-    model: nn.Module, net: str, shape: Sequence[int], found: Mapping[str, Tensor], option: str
+    model: nn.Module,
+    net: str,
+    shape: Sequence[int],
+    outputs: int,
+    found: Mapping[str, Tensor],
+    option: str,
 ) -> str:
     own = model.state_dict()
-    with torch.device("meta"):  # the head is what grows with the number of classes
-        two, three = (_torchvision(net, shape, n).state_dict() for n in (2, 3))
-    head = {name for name in own if two[name].shape != three[name].shape}
+    other = _torchvision(net, shape, outputs + 1).state_dict()
+    head = {name for name in own if own[name].shape != other[name].shape}
     fits = {name for name in own if name in found and found[name].shape == own[name].shape}
     wrong = [name for name in own if name not in fits | head]
     # Those two have heads for training alone.
@@ -142,6 +147,7 @@ def _load(
             f"{option} must hold the weights of {net}, got {wrong[0]} {seen} where it has {wanted} "
             f"({len(wrong)} tensors do not fit). Give the --net and --size of them."
         )
-    model.load_state_dict({name: found[name] for name in fits}, strict=False)
+    own.update({name: found[name] for name in fits})  # which keeps the versions of its layers
+    model.load_state_dict(own)
     left = sorted({*(head - fits), *spare})
     return f"left out of {option}: {', '.join(left)}" if left else ""

@@ -145,15 +145,14 @@ class Task:
         Sets the seed, from which random weights are drawn, and what training draws later. A run
         that goes on has its own weights: none are read.
         """
-        options, shape = self.options, self.shape
+        options = self.options
+        form = options.net, self.shape, self.head.num_outputs(len(self.classes))
         torch.manual_seed(options.seed)
-        model = network(options.net, shape, self.head.num_outputs(len(self.classes)))
-        if has_weights:
-            return model, ""
-        if options.weights is not None:
-            return model, load_weights(model, options.net, shape, options.weights)
-        if options.pretrained:
-            return model, load_pretrained(model, options.net, shape)
+        model = network(*form)
+        if options.weights is not None and not has_weights:
+            return model, load_weights(model, *form, options.weights)
+        if options.pretrained and not has_weights:
+            return model, load_pretrained(model, *form)
         return model, ""
 
 

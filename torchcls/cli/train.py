@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import copy
 import csv
 import dataclasses
 import io
@@ -11,7 +12,7 @@ import shlex
 import signal
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,11 @@ def _write(history: tc.History, model: nn.Module, task: Task, out: Path) -> Sequ
     return [name for name in _RESULTS if (out / name).exists()]
 
 
-def _write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+def _write_weights(weights: dict[str, Tensor], path: Path) -> None:
+    kept = copy.copy(weights)  # with the versions of its layers
+    kept.update({name: tensor.cpu() for name, tensor in weights.items()})
     file = io.BytesIO()  # in a file, torch.save would write the name of it
-    torch.save({name: tensor.cpu() for name, tensor in weights.items()}, file)
+    torch.save(kept, file)
     with replacing(path) as new:
         new.write_bytes(file.getbuffer())
 
