@@ -11,7 +11,16 @@ from torch import nn, tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 import torchcls as tc
-from torchcls.looking import calibration, class_report, most_confused, wilson_interval, worst
+from torchcls.looking import (
+    calibration,
+    class_report,
+    most_confused,
+    plot_confusion,
+    plot_worst,
+    report,
+    wilson_interval,
+    worst,
+)
 
 CE, BCE = nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss()
 
@@ -94,6 +103,26 @@ def test_the_table_is_aligned_and_bears_the_names():
     assert len({len(row) for row in rows}) == 1
     assert [row.split()[-1] for row in rows[1:]] == ["1", "1", "0", "2", "2"]
     assert last.startswith("accuracy 1.000000, with 95 % confidence in 0.342")
+
+
+def test_names_of_double_width_are_aligned():
+    """As a terminal shows them, where one of these letters takes the place of two."""
+    lines = str(class_report(said([0, 1], [0, 1]), ["猫", "ねこ", "cafe\u0301"])).splitlines()
+    assert lines[1].startswith(11 * " " + "猫  ")  # under the 13 of "weighted mean"
+    assert lines[2].startswith(9 * " " + "ねこ  ")
+    assert lines[3].startswith(9 * " " + "cafe\u0301  ")
+
+
+def test_names_of_the_predictions_stand_where_none_are_given(tmp_path):
+    named = tc.Predictions(torch.eye(3), tensor([0, 0, 2]), CE, ["cat", "dog", 7])
+    assert class_report(named).classes == ("cat", "dog", "7")
+    assert class_report(named, "abc").classes == ("a", "b", "c")
+    assert most_confused(named) == [("cat", "dog", 1)]
+    assert plot_confusion(named).get_yticklabels()[1].get_text() == "dog"
+    assert plot_worst(torch.zeros(3, 2, 2), named)[0].get_title().startswith("cat\ntaken for dog")
+    assert "<td>dog</td>" in report(tmp_path / "page", named).read_text("utf-8")
+    with pytest.raises(ValueError, match="classes must name 3 classes, got 2 names"):
+        class_report(tc.Predictions(named.outputs, named.targets, CE, ["cat", "dog"]))
 
 
 def test_the_most_confused_come_sorted_and_without_what_is_right():

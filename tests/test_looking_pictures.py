@@ -148,9 +148,10 @@ def test_the_worst_come_first_with_what_they_are_and_were_taken_for():
     assert float(axes[0].images[0].get_array()[0, 0]) == pytest.approx(2 / 3)
 
 
-def test_an_ignored_sample_and_fewer_samples_than_asked_for():
-    targets = tensor([0, 1, 1, -100])
-    axes = plot_worst(IMAGES, tc.Predictions(PREDICTIONS.outputs, targets, CE))
+@pytest.mark.parametrize("ignored", [-100, 255])
+def test_an_ignored_sample_and_fewer_samples_than_asked_for(ignored):
+    targets, loss_fn = tensor([0, 1, 1, ignored]), nn.CrossEntropyLoss(ignore_index=ignored)
+    axes = plot_worst(IMAGES, tc.Predictions(PREDICTIONS.outputs, targets, loss_fn))
     assert len(axes) == 4
     assert axes[-1].get_title().startswith("ignored\n")
 

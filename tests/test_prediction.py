@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
+from PIL import Image
 from torch import nn, tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import torchcls as tc
 
@@ -187,7 +189,7 @@ def test_a_csv_file_goes_home_and_replaces_another_whole(tmp_path, monkeypatch):
     predictions = tc.predict(nn.Identity(), torch.eye(2), loss_fn=CE)
     predictions.to_csv("~/p.csv")
     before = (tmp_path / "p.csv").read_text()
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match="classes must name 2 classes, got 1 names"):
         predictions.to_csv("~/p.csv", classes=["one"])
     assert (tmp_path / "p.csv").read_text() == before
     assert [file.name for file in tmp_path.iterdir()] == ["p.csv"]
@@ -277,3 +279,83 @@ def test_the_top_classes_come_with_their_probabilities_ties_lowest_first():
 def test_there_is_no_top_without_classes(loss_fn, k, message):
     with pytest.raises(ValueError, match=message):
         tc.Predictions(torch.zeros(2, 3), None, loss_fn).top(k)
+
+
+# ------------------------------------------------------------------ names of the classes
+
+
+class Named(TensorDataset):
+    """Has names for its targets, as an ImageFolder has."""
+
+    classes = ("<cat>", "猫", 7)
+
+
+NAMED = Named(X, Y)
+NAMES = ("<cat>", "猫", "7")
+
+
+def renumbered():
+    dataset = Named(X, Y)
+    dataset.target_transform = lambda target: 2 - target
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("data", "outputs", "names"),
+    [
+        (DataLoader(NAMED, 8), 3, NAMES),
+        (DataLoader(Subset(Subset(NAMED, range(20)), range(9)), 8), 3, NAMES),
+        (DataLoader(NAMED, 8), 4, None),  # of other outputs
+        (DataLoader(NAMED, 8), 1, None),
+        (DataLoader(renumbered(), 8), 3, None),
+        (DataLoader(TensorDataset(X, Y), 8), 3, None),
+        (X, 3, None),
+        (BATCHES, 3, None),
+    ],
+)
+def test_names_are_those_of_the_data_where_they_fit_the_outputs(data, outputs, names):
+    assert tc.predict(nn.Linear(4, outputs), data).classes == names
+
+
+def test_two_names_fit_a_single_sigmoid():
+    data = Named(X, Y.clamp(max=1).float())
+    data.classes = ["no", "yes"]
+    model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
+    assert tc.predict(model, DataLoader(data, 8)).classes == ("no", "yes")
+
+
+def test_an_image_folder_of_torchvision_and_ours_name_the_classes(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "1.png")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    theirs = torchvision.datasets.ImageFolder(str(tmp_path), torchvision.transforms.ToTensor())
+    for data in (theirs, tc.image_folder(tmp_path)):
+        assert tc.predict(model, DataLoader(data, 2)).classes == ("cat", "dog")
+
+
+def rows_of(predictions, tmp_path):
+    predictions.to_csv(tmp_path / "p.csv")
+    with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_csv_file_has_the_names_of_the_predictions(tmp_path):
+    loss_fn = nn.CrossEntropyLoss(ignore_index=255)
+    predictions = tc.Predictions(torch.eye(3), tensor([0, 255, 2]), loss_fn, NAMED.classes)
+    rows = rows_of(predictions, tmp_path)
+    assert [row["predicted"] for row in rows] == list(NAMES)
+    assert [row["target"] for row in rows] == ["<cat>", "255", "7"]  # what is ignored has no name
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "loss_fn", "columns"),
+    [
+        (torch.eye(3), torch.eye(3), CE, {"predicted": "<cat>", "target_0": "1"}),
+        (torch.eye(3), torch.eye(3), nn.BCEWithLogitsLoss(), {"predicted_0": "1", "target_0": "1"}),
+        (torch.zeros(3, 1), torch.ones(3, 1), nn.MSELoss(), {"predicted": "0", "target": "1"}),
+    ],
+)
+def test_what_is_no_class_has_no_name_in_a_csv_file(outputs, targets, loss_fn, columns, tmp_path):
+    row = rows_of(tc.Predictions(outputs, targets, loss_fn, NAMED.classes), tmp_path)[0]
+    assert {name: row[name] for name in columns} == columns

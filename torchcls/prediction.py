@@ -38,11 +38,17 @@ class Predictions:
         outputs: What the model gave, shape (n, ...).
         targets: What was asked for, shape (n, ...); None where only inputs were given.
         loss_fn: The loss of the training, which names the activation; None where it was not given.
+        classes: The name of each class, a tuple of text; None where they are only numbered.
     """
 
     outputs: Tensor
     targets: Tensor | None = None
     loss_fn: Loss | None = field(default=None, repr=False)
+    classes: Sequence[str] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.classes is not None:
+            object.__setattr__(self, "classes", tuple(map(str, self.classes)))
 
     @property
     def probabilities(self) -> Tensor:
@@ -82,26 +88,33 @@ class Predictions:
 
         Args:
             path: The file to write; ``~`` is the home folder.
-            classes: Names to write in place of class ids in ``predicted`` and ``target``.
+            classes: Names to write in place of class ids in ``predicted`` and ``target``. None
+                takes those of the predictions, where a sample has one class.
 
         Raises:
             ValueError: If the outputs have more than two dimensions, no loss named the activation,
-                or ``classes`` stands beside predictions that are no class ids.
+                or ``classes`` are too few, or stand beside predictions that are no class ids.
         """
         if self.outputs.ndim > 2:
             shape = tuple(self.outputs.shape)
             raise ValueError(f"outputs must have shape (n,) or (n, k) for a CSV file, got {shape}.")
+        n = _num_classes(self.outputs)
+        if classes is not None and len(classes) < n:
+            raise ValueError(f"classes must name {n} classes, got {len(classes)} names.")
         tables = {"output": self.outputs}
         if heads.has_probabilities(self._loss("probabilities")):
             tables["probability"] = self.probabilities
         tables["predicted"] = self.predicted
         if self.targets is not None:
             tables["target"] = self.targets
+        of_data = self.classes if classes is None and "probability" in tables else None
         header: list[str] = []
         columns: list[list[object]] = []
         for name, values in tables.items():
-            names = classes if name in ("predicted", "target") else None
-            if names is not None and values[:1].numel() > 1:
+            names, is_one = None, values[:1].numel() <= 1
+            if name in ("predicted", "target"):
+                names = of_data if is_one and classes is None else classes
+            if names is not None and not is_one:
                 raise ValueError(
                     f"classes must name class ids, got {name} of shape {tuple(values.shape)}. "
                     "Leave classes out."
@@ -121,8 +134,13 @@ class Predictions:
         return self.loss_fn
 
 
+def _num_classes(outputs: Tensor) -> int:
+    columns = int(outputs.shape[1]) if outputs.ndim > 1 else 1
+    return max(columns, 2)  # a single sigmoid tells two apart
+
+
 def _cell(value: float, classes: Sequence[object] | None) -> object:
-    if classes is not None and value >= 0 and value == int(value):  # 0.0 and 1.0 are ids as well
+    if classes is not None and value in range(len(classes)):  # 0.0 and 1.0 are ids as well
         return classes[int(value)]
     # Nine digits tell any two float32 numbers apart.
     return f"{value:.9g}" if isinstance(value, float) else value
@@ -147,7 +165,8 @@ def predict(
         data: Inputs as one tensor, numpy array or dict of them, which are cut into batches of
             ``batch_size``; or an iterable of batches, such as a DataLoader. Each of these is a pair
             (inputs, targets), where targets may be None, or inputs alone: a tensor, a dict, or a
-            list of one, as a loader over ``TensorDataset(inputs)`` gives.
+            list of one, as a loader over ``TensorDataset(inputs)`` gives. Where it has ``classes``,
+            or its ``dataset`` or what that is a part of has, they name those of the predictions.
         loss_fn: The loss the model was trained with; it names the activation that turns outputs
             into probabilities and decisions. Without it ``.outputs`` is all there is.
         batch_size: Samples at a time, where it is here that ``data`` is cut.
@@ -199,7 +218,24 @@ def predict(
             f"data must have targets in all batches or in none, got {len(targets)} of "
             f"{len(outputs)} with targets. Leave them out: (inputs for inputs, _ in data)."
         )
-    return Predictions(torch.cat(outputs), torch.cat(targets) if targets else None, loss_fn)
+    kept, asked = torch.cat(outputs), torch.cat(targets) if targets else None
+    return Predictions(kept, asked, loss_fn, _classes_of(data, kept))
+
+
+def _classes_of(data: Any, outputs: Tensor) -> Sequence[str] | None:
+    """The names that data has for the classes of its targets, as many as the outputs tell apart.
+
+    Others are passed over: whoever wants them learns it from where they are used, not from a pass
+    that took an hour. So are those beside a ``target_transform``, which may number anew.
+    """
+    for _ in range(10):  # a loader, its dataset, parts of parts
+        if getattr(data, "target_transform", None) is not None:
+            return None
+        names = getattr(data, "classes", None)
+        if isinstance(names, (list, tuple)):
+            return names if len(names) == _num_classes(outputs) else None
+        data = getattr(data, "dataset", None)
+    return None
 
 
 # ------------------------------------------------------------------ what data may be

@@ -6,6 +6,7 @@ that the loss ignores are left out. Where the numbers of a class are 0 / 0, they
 
 import inspect
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -94,10 +95,11 @@ class ClassReport:
             ("macro mean", self.macro, total),
             ("weighted mean", self.weighted, total),
         ]
-        width = max(len(name) for name, _, _ in rows)
+        width = max(_columns(name) for name, _, _ in rows)
         lines = [f"{'':{width}}  precision    recall        f1  {'support':>7}"]
         for name, (precision, recall, f1), n in rows:
-            lines.append(f"{name:>{width}}  {precision:9.6f}  {recall:.6f}  {f1:.6f}  {n:7}")
+            blank = " " * (width - _columns(name))
+            lines.append(f"{blank}{name}  {precision:9.6f}  {recall:.6f}  {f1:.6f}  {n:7}")
         low, high = self.interval
         last = f"accuracy {self.accuracy:.6f}, with 95 % confidence in {low:.6f} to {high:.6f}"
         return "\n".join([*lines, last])
@@ -108,7 +110,7 @@ def class_report(predictions: Predictions, classes: Sequence[object] | None = No
 
     Args:
         predictions: Of a softmax head or a single sigmoid, with targets and the loss.
-        classes: A name for each class; None numbers them.
+        classes: A name for each class; None takes those of the predictions, or numbers them.
 
     Raises:
         ValueError: If the predictions lack targets or the loss, are of another head or hold NaN; if
@@ -128,7 +130,7 @@ def class_report(predictions: Predictions, classes: Sequence[object] | None = No
         accuracy 0.666667, with 95 % confidence in 0.299993 to 0.903229
     """
     matrix = judged(predictions).matrix
-    return ClassReport(matrix, names_of(classes, len(matrix)))
+    return ClassReport(matrix, names_of(classes, predictions, len(matrix)))
 
 
 def most_confused(
@@ -140,7 +142,7 @@ def most_confused(
     """
     check_whole_number("k", k, at_least=1)
     matrix = judged(predictions).matrix.fill_diagonal_(0)
-    names, size = names_of(classes, len(matrix)), len(matrix)
+    names, size = names_of(classes, predictions, len(matrix)), len(matrix)
     counts, cells = matrix.flatten().sort(descending=True, stable=True)
     pairs = zip(counts[:k].tolist(), cells[:k].tolist(), strict=True)
     return [(names[cell // size], names[cell % size], count) for count, cell in pairs if count]
@@ -288,13 +290,20 @@ def judged(predictions: Predictions) -> Judged:
     return Judged(scores.argmax(1), true, true != ignored, probabilities.amax(1), matrix)
 
 
-def names_of(classes: Sequence[object] | None, n: int) -> tuple[str, ...]:
-    """A name for each of ``n`` classes."""
+def names_of(classes: Sequence[object] | None, found: object, n: int) -> tuple[str, ...]:
+    """A name for each of ``n`` classes: those given, else those of the predictions."""
+    classes = getattr(found, "classes", None) if classes is None else classes
     if classes is None:
         return tuple(map(str, range(n)))
     if len(classes) != n:
         raise ValueError(f"classes must name {n} classes, got {len(classes)} names.")
     return tuple(map(str, classes))
+
+
+def _columns(text: str) -> int:
+    """How wide text stands in a terminal: Chinese and its kind take two columns a letter."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)
 
 
 def _known(predictions: Predictions) -> heads.KnownLoss | None:

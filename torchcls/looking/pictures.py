@@ -7,7 +7,7 @@ window. ``ax.figure.savefig("picture.png")`` writes a file; ``ax.figure`` shows 
 import contextlib
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -80,7 +80,7 @@ def plot_confusion(
     Args:
         found: Predictions, as ``class_report`` takes them, or a matrix as ``confusion_matrix`` and
             ``ClassReport`` have it, shape (C, C).
-        classes: A name for each class; None numbers them. Long ones are cut.
+        classes: A name for each class, as for ``class_report``. Long ones are cut.
         ax: Where to draw; None is a figure that grows with the number of classes.
 
     Raises:
@@ -90,7 +90,7 @@ def plot_confusion(
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"the matrix must have shape (C, C), got {tuple(matrix.shape)}.")
     n = len(matrix)
-    names = [_cut(name, 24) for name in names_of(classes, n)]
+    names = [_cut(name, 24) for name in names_of(classes, found, n)]
     longest = max(map(len, names))
     side = min(max(3.0, 0.45 * n) + 0.6 + 0.07 * longest, 15.0)
     ax = _axes(ax, (side, side))
@@ -130,7 +130,7 @@ def plot_worst(
             bytes, as after normalizing, is stretched to its own range.
         predictions: As ``class_report`` takes them, one class for each sample.
         k: How many.
-        classes: A name for each class; None numbers them. Long ones are cut.
+        classes: A name for each class, as for ``class_report``. Long ones are cut.
 
     Returns:
         The axes, the largest loss first; ``axes[0].figure`` is the whole picture.
@@ -148,44 +148,30 @@ def plot_worst(
     grid = figure.subplots(high, wide, squeeze=False).flatten()
     for axes in grid:
         axes.set_axis_off()
-    for axes, one in zip(grid, shown, strict=False):
-        axes.imshow(pixels(images[one.row]), cmap="gray", vmin=0, vmax=1)
-        true, predicted = _cut(one.true, 20), _cut(one.predicted, 20)
-        text = f"{true}\ntaken for {predicted}\np = {one.confidence:.3f}, loss {one.loss:.2f}"
+    for axes, (i, true, predicted, p, loss) in zip(grid, shown, strict=False):
+        axes.imshow(pixels(images[i]), cmap="gray", vmin=0, vmax=1)
+        text = f"{_cut(true, 20)}\ntaken for {_cut(predicted, 20)}\np = {p:.3f}, loss {loss:.2f}"
         axes.set_title(text, fontsize=8)
     return list(grid[: len(shown)])
 
 
-class Sample(NamedTuple):
-    """One of the worst: its class, the one it was taken for, and how surely."""
-
-    row: int
-    true: str
-    predicted: str
-    confidence: float
-    loss: float
-
-
 def worst_samples(
     predictions: Predictions, images: Any, k: int, classes: Sequence[object] | None
-) -> list[Sample]:
-    """The ``k`` samples of ``plot_worst``, in words; ``images`` may be None."""
+) -> list[tuple[int, str, str, float, float]]:
+    """Of each of the ``k``: index, class, the class it was taken for, how surely, and the loss.
+
+    ``images`` may be None.
+    """
     found, (indices, losses) = judged(predictions), worst(predictions, k=k)
-    names = names_of(classes, len(found.matrix))
+    names = names_of(classes, predictions, len(found.matrix))
     shape = tuple(found.true.shape)
-    n = len(found.true) if images is None else len(images)
-    if shape != (n,):
-        raise ValueError(f"images must be one for each sample, got {n} for {shape}.")
-    return [
-        Sample(
-            i,
-            names[int(found.true[i])] if found.counted[i] else "ignored",
-            names[int(found.predicted[i])],
-            float(found.confidence[i]),
-            loss,
-        )
-        for i, loss in zip(indices.tolist(), losses.tolist(), strict=True)
-    ]
+    if images is not None and shape != (len(images),):
+        raise ValueError(f"images must be one for each sample, got {len(images)} for {shape}.")
+    samples = []
+    for i, loss in zip(indices.tolist(), losses.tolist(), strict=True):
+        true = names[found.true[i]] if found.counted[i] else "ignored"
+        samples.append((i, true, names[found.predicted[i]], float(found.confidence[i]), loss))
+    return samples
 
 
 def plot_calibration(predictions: Predictions, ax: "Axes | None" = None) -> "Axes":

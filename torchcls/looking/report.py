@@ -9,7 +9,7 @@ from copy import deepcopy
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from torchcls.looking import classes as numbers
 from torchcls.looking import curves, pictures
 from torchcls.prediction import Predictions
 from torchcls.version import __version__
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _WORST = 12  # whole rows of 2, 3, 4 and 6
 
@@ -50,7 +47,7 @@ def report(
         predictions: What ``predict`` gave, with targets and the loss.
         title: The heading.
         history: The records of the run, as ``fit`` returns them. Its findings are shown, too.
-        classes: A name for each class; None numbers them.
+        classes: A name for each class, as for ``class_report``.
         images: The image of each sample, as ``plot_worst`` takes them.
         about: What was run on what, word by word: the network, the data, the arguments.
         findings: More of them, of ``tc.check``, say, or sentences of your own.
@@ -63,18 +60,14 @@ def report(
         ValueError: If there is not a name for each class, or not an image for each sample.
 
     Example:
-        >>> import tempfile, torch
-        >>> outputs, targets = torch.eye(3), torch.tensor([0, 1, 1])
-        >>> predictions = Predictions(outputs, targets, nn.CrossEntropyLoss())
-        >>> path = Path(tempfile.mkdtemp()) / "report.html"
-        >>> page = report(path, predictions, about={"network": "none"}).read_text("utf-8")
-        >>> "0.6667" in page
+        >>> import tempfile
+        >>> predictions = Predictions(torch.eye(3), torch.tensor([0, 1, 1]), nn.CrossEntropyLoss())
+        >>> page = report(Path(tempfile.mkdtemp()) / "report.html", predictions)
+        >>> "0.6667" in page.read_text("utf-8")
         True
     """
-    lines = [
-        f"{getattr(finding, 'severity', 'note')}: {finding}"
-        for finding in (*getattr(history, "findings", ()), *findings)
-    ]
+    all_findings = [*getattr(history, "findings", ()), *findings]
+    lines = [f"{getattr(one, 'severity', 'note')}: {one}" for one in all_findings]
     parts = {
         "What was run": _table((about or {}).items(), "what", "which", kind="words"),
         **_scores(predictions, classes, images),
@@ -97,15 +90,13 @@ def report(
 # ------------------------------------------------------------------ the parts
 
 
-def _scores(
-    predictions: Predictions, names: Sequence[object] | None, images: Any
-) -> dict[str, str]:
+def _scores(predictions: Predictions, classes: Any, images: Any) -> dict[str, str]:
     """What follows from the predictions, by heading."""
     try:
-        found = numbers.judged(predictions)
+        true = numbers.judged(predictions).true
     except ValueError as reason:  # no targets, no loss, NaN, or another head
         return {"Result": _result(predictions, None) + _note(f"No scores of classes: {reason}")}
-    scores = numbers.class_report(predictions, names)
+    scores = numbers.class_report(predictions, classes)
     names = scores.classes
     confused = numbers.most_confused(predictions, names)
     error = numbers.calibration(predictions).error
@@ -119,7 +110,9 @@ def _scores(
             f"Confusion matrix of {len(names)} classes: accuracy {scores.accuracy:.4f}",
             is_wide=len(names) > 10,
         ),
-        "Largest losses": _worst(predictions, found, names, images),
+        "Largest losses": _worst(predictions, names, images)
+        if true.ndim == 1
+        else _note("Samples have several targets each, so none is shown."),
         "Calibration": _note(
             f"The expected calibration error is {error:.4f}: the mean distance of how often "
             "predictions are right from how sure they are. Below the diagonal they are too sure."
@@ -144,53 +137,42 @@ def _result(predictions: Predictions, scores: numbers.ClassReport | None) -> str
         cells.append(("loss", f"{found.loss:.4f}", name))
     rest = "" if n == len(outputs) else f"targets that count, in {len(outputs)}"
     cells.append(("samples", str(n), rest))
-    return "<dl>{}</dl>\n".format(
-        "".join(
-            f"<div><dt>{name}</dt><dd><strong>{value}</strong></dd><dd>{escape(note)}</dd></div>"
-            for name, value, note in cells
-        )
-    )
+    divs = [
+        f"<div><dt>{name}</dt><dd><strong>{value}</strong></dd><dd>{escape(note)}</dd></div>"
+        for name, value, note in cells
+    ]
+    return f"<dl>{''.join(divs)}</dl>\n"
 
 
 def _classes(scores: numbers.ClassReport) -> str:
-    def interval(right: int, n: int) -> str:
+    def near(right: int, n: int) -> str:
         return "{:.4f} to {:.4f}".format(*numbers.wilson_interval(right, n)) if n else ""
 
-    n = int(scores.support.sum())
+    matrix, of_class = scores.matrix, scores.support.tolist()
+    means = {"macro mean": scores.macro, "weighted mean": scores.weighted}
     rows: list[tuple[object, ...]] = [
-        (name, f"{precision:.4f}", "", f"{recall:.4f}", "", f"{f1:.4f}", n)
-        for name, (precision, recall, f1) in (
-            ("macro mean", scores.macro),
-            ("weighted mean", scores.weighted),
-        )
+        (name, f"{p:.4f}", "", f"{r:.4f}", "", f"{f1:.4f}", sum(of_class))
+        for name, (p, r, f1) in means.items()
     ]
-    of_class, predicted = scores.support.tolist(), scores.matrix.sum(0).tolist()
-    for i, right in enumerate(scores.matrix.diagonal().tolist()):
-        precision = f"{scores.precision[i]:.4f}", interval(right, predicted[i])
-        recall = f"{scores.recall[i]:.4f}", interval(right, of_class[i])
-        rows.append((scores.classes[i], *precision, *recall, f"{scores.f1[i]:.4f}", of_class[i]))
-    interval_name = "95 % interval"
-    heads = "class", "precision", interval_name, "recall", interval_name, "F1", "samples"
+    of_each = zip(scores.classes, scores.precision, scores.recall, scores.f1, strict=True)
+    counts = zip(matrix.diagonal().tolist(), matrix.sum(0).tolist(), of_class, strict=True)
+    for (name, p, r, f1), (right, said, n) in zip(of_each, counts, strict=True):
+        around = near(right, said), near(right, n)
+        rows.append((name, f"{p:.4f}", around[0], f"{r:.4f}", around[1], f"{f1:.4f}", n))
+    heads = "class", "precision", "95 % interval", "recall", "95 % interval", "F1", "samples"
     return _table(rows, *heads)
 
 
-def _worst(
-    predictions: Predictions, found: numbers.Judged, names: Sequence[str], images: Any
-) -> str:
-    if found.true.ndim > 1:
-        return _note("Samples have several targets each, so none is shown.")
-    samples = pictures.worst_samples(predictions, images, _WORST, names)
-    if images is None:
-        rows = [(i, true, said, f"{p:.3f}", f"{loss:.2f}") for i, true, said, p, loss in samples]
-        heads = "sample, from 0", "true class", "taken for", "p", "loss"
-        return _note("No images were given.") + _table(rows, *heads, kind="words")
-    figures = (
-        f'<figure><img src="{_png(images[i])}" alt="Sample {i}"><figcaption>'
-        f"<b>{escape(true)}</b><br>taken for <b>{escape(said)}</b><br>"
-        f"p = {p:.3f}, loss {loss:.2f}<br>sample {i}</figcaption></figure>"
-        for i, true, said, p, loss in samples
-    )
-    return f'<div class="samples">\n{"".join(figures)}\n</div>'
+def _worst(predictions: Predictions, names: Sequence[str], images: Any) -> str:
+    figures = ""
+    for i, true, said, p, loss in pictures.worst_samples(predictions, images, _WORST, names):
+        image = "" if images is None else f'<img src="{_png(images[i])}" alt="Sample {i}">'
+        text = f"<b>{escape(true)}</b><br>taken for <b>{escape(said)}</b><br>"
+        text += f"p = {p:.3f}<br>loss {loss:.2f}<br>sample {i}"
+        figures += f"<figure>{image}<figcaption>{text}</figcaption></figure>\n"
+    note = "No images were given. " if images is None else ""
+    note = _note(f"{note}The first sample is number 0.")
+    return f'{note}<div class="samples">\n{figures}</div>'
 
 
 def _history(records: History) -> str:
@@ -222,7 +204,7 @@ def _scroll(content: str, name: str, kind: str = "") -> str:
     return f"{begin}{content}</div>\n"
 
 
-def _picture(draw: "Callable[[], Axes]", alt: str, *, is_wide: bool = False) -> str:
+def _picture(draw: Callable[[], Any], alt: str, *, is_wide: bool = False) -> str:
     try:
         from matplotlib import rc_context
     except ImportError:
@@ -230,13 +212,10 @@ def _picture(draw: "Callable[[], Axes]", alt: str, *, is_wide: bool = False) -> 
     file = io.BytesIO()
     # Letters stay letters, for which the browser has fonts in every script; matplotlib, which has
     # them not, would warn. With a salt the same numbers give the same file.
-    with (
-        rc_context({"svg.fonttype": "none", "svg.hashsalt": "torchcls"}),
-        warnings.catch_warnings(),
-    ):
+    options = rc_context({"svg.fonttype": "none", "svg.hashsalt": "torchcls"})
+    with options, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure: Any = draw().figure
-        figure.savefig(file, format="svg", dpi=150, metadata={"Date": None})
+        draw().figure.savefig(file, format="svg", dpi=150, metadata={"Date": None})
     image = f'<img class="drawn" src="{_inline("svg+xml", file)}" alt="{alt}">'
     return _scroll(image, alt, "wide") if is_wide else image
 
@@ -247,8 +226,7 @@ def _png(image: Any) -> str:
     array = (np.nan_to_num(pictures.pixels(image)) * 255).round().astype(np.uint8)
     picture = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
     picture.thumbnail((240, 240))
-    file = io.BytesIO()
-    picture.save(file, "PNG")
+    picture.save(file := io.BytesIO(), "PNG")
     return _inline("png", file)
 
 
@@ -276,26 +254,22 @@ h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem }
 p { max-width: 44rem; margin: 0 0 1rem }
 p, dt, dd, figcaption, footer, thead th { color: var(--quiet) }
+dt, dd, table, figcaption, footer { font-size: .875rem; margin: 0 }
 dl, .row, .samples { display: grid; gap: .75rem; margin: 0 0 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(13rem, 100%), 1fr)) }
-.row { grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)) }
-.samples { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)) }
+  grid-template-columns: repeat(auto-fit, minmax(min(var(--least, 20rem), 100%), 1fr)) }
+dl { --least: 13rem } .samples { --least: 9rem }
 dl > div, figure { margin: 0; background: var(--card); border-radius: .5rem; overflow: hidden }
 dl > div, figcaption { padding: .75rem 1rem }
-dd { margin: 0 }
-dt, dd, table, figcaption, footer { font-size: .875rem }
-dd strong { color: var(--text); font-size: 1.75rem; line-height: 1.4 }
-b { color: var(--text) }
-.scroll { overflow: auto; max-height: 80vh }
-table { border-collapse: collapse }
+dd strong { font-size: 1.75rem; line-height: 1.4 }
+strong, b { color: var(--text) }
+.scroll { overflow: auto; max-height: 80vh } table { border-collapse: collapse }
 th, td { padding: .35rem .75rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line) }
 thead th { position: sticky; top: 0; background: var(--page) }
-tbody th, .words td { white-space: normal; min-width: 6rem }
+tbody th, .words td { white-space: pre-wrap; min-width: 6rem }
 tbody th { max-width: 16rem }
 th:first-child, .words th, .words td { text-align: left }
-.drawn { max-width: 100%; background: #fff; border-radius: .5rem }
-.wide .drawn { max-width: none }
+.drawn { max-width: 100%; background: #fff; border-radius: .5rem } .wide .drawn { max-width: none }
 figure img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: #888 }
 @media print { .scroll { max-height: none } }
 </style>
