@@ -159,12 +159,8 @@ class Task:
 def images_in(split: Split) -> Any:
     """The images as people see them, one for each sample."""
     if isinstance(split, ImageFolder):
-        return ImageFolder(split.paths, split.targets, split.classes, _untouched)
+        return ImageFolder(split.paths, split.targets, split.classes, lambda photo: photo)
     return split[0]
-
-
-def _untouched(photo: Any) -> Any:
-    return photo
 
 
 def ids_of(split: Split) -> Tensor:
@@ -449,8 +445,8 @@ def read_all(*splits: ImageFolder) -> list[tuple[Tensor, Tensor]]:
         elif image.shape[1:] != sizes[0][0]:
             law = f"{path} must have the size of most images, {_pixels(sizes[0][0])} pixels"
             faults.append(f"{law}, got {_pixels(image.shape[1:])}. Resize all images alike.")
-    is_unlike = len(faults) > unreadable
-    _refuse(faults, "Or add --net resnet18 --size 224, which takes all as they are." * is_unlike)
+    remedy = "Or add --net resnet18 --size 224, which takes all as they are."
+    _refuse(faults, remedy if len(faults) > unreadable else "")
     pixels = iter([image for _, image, _ in found])
     return [
         (torch.stack([next(pixels) for _ in images.paths]), images.targets) for images in splits
