@@ -259,9 +259,10 @@ def test_in_a_thread_it_sets_no_handler(here):
         ),
         (["--out", "nowhere", "--resume"], "got nowhere without a last.pt"),
         (["--out", "run", "--epochs", "1"], "or go on with that run by --resume"),
-        (["--out", "run", "--resume", "--lr", "0.5"], "--lr 0.001 must be as in the run that is"),
-        (["--out", "run", "--resume", "--batch-size", "7"], "--batch-size 128 must be as in the"),
-        (["--out", "run", "--resume", "--classes", "0,1"], "resumed, got --classes 0,1. Give the"),
+        (["--out", "run", "--resume", "--lr", "0.5"], "--lr must be 0.001 as in the run that is"),
+        (["--out", "run", "--resume", "--batch-size", "7"], "--batch-size must be 128 as in the"),
+        (["--out", "run", "--resume", "--classes", "0,1"], "--classes must be left out as in the"),
+        (["--out", "run", "--resume", "--classes", "0,1"], "run that is resumed, got 0,1. Give"),
     ],
 )
 def test_a_run_that_cannot_be_gone_on_with_is_refused_in_one_line(here, capsys, arguments, words):

@@ -339,7 +339,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bits(here, capsys,
     [
         (["--size", "40"], "--size must be 32 as in the run that is resumed, got 40."),
         (["--augment", "none"], "--augment must be usual as in"),
-        (["--classes", "cat,dog"], "--classes must be None as in the run"),
+        (["--classes", "cat,dog"], "--classes must be left out as in the"),
         (["--data", "one"], "--data must be "),
     ],
 )

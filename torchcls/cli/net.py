@@ -77,13 +77,9 @@ def _torchvision(net: str, shape: Sequence[int], outputs: int) -> nn.Module:
 def load_weights(model: nn.Module, net: str, shape: Sequence[int], outputs: int, path: str) -> str:
     """Load a state dict into a network but for a head of other classes; says what is left out.
 
-    Args:
-        model: As ``network`` gives it.
-        net: Its name.
-        shape: Of its images.
-        outputs: How many it has for an image.
-        path: A file of ``torch.save``: a state dict, or a dict that has one under "model" as those
-            of ``tc.export``, or under "state_dict".
+    The arguments before ``path`` are the network and those that ``network`` made it of. The file is
+    one of ``torch.save``: a state dict, or a dict that has one under "model", as those of
+    ``tc.export``, or under "state_dict".
 
     Raises:
         OSError: If the file cannot be read.

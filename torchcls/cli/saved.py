@@ -35,11 +35,15 @@ def check_same(options: argparse.Namespace, out: Path) -> None:
     before, now = _told(out), _kept(options)
     for name in _SAME:
         if before.get(name) != now[name]:
+            was, given = map(_word, (before.get(name), now[name]))
             raise ValueError(
-                f"--{name.replace('_', '-')} must be {before.get(name)} as in the run that is "
-                f"resumed, got {now[name]}. Give the options that the run was begun with, or "
-                "choose another --out."
+                f"--{name.replace('_', '-')} must be {was} as in the run that is resumed, got "
+                f"{given}. Give the options that the run was begun with, or choose another --out."
             )
+
+
+def _word(value: Any) -> str:
+    return "left out" if value is None else ",".join(value) if isinstance(value, list) else value
 
 
 def _kept(options: argparse.Namespace) -> dict[str, Any]:
