@@ -20,6 +20,7 @@ from PIL import Image
 
 import torchcls as tc
 from torchcls.cli import main
+from torchcls.looking import wilson_interval
 from torchcls.survival import load_checkpoint
 
 
@@ -53,7 +54,7 @@ def write_idx(folder, *, images=3, labels=3, truncate=0, magic=2051):
 
 def test_train_without_arguments_prints_the_table_and_writes_the_run(here, capsys):
     assert main(["train", "--epochs", "2"]) == 0
-    first, header, *rows, last = capsys.readouterr().out.splitlines()
+    first, header, *rows, reached, last = capsys.readouterr().out.splitlines()
     assert first == (
         "drawn digits 0, 1, 2, 3, 4, 5, 6, 7, 8, 9: 300 training and 50 validation images, "
         "multiclass head, on cpu"
@@ -61,15 +62,22 @@ def test_train_without_arguments_prints_the_table_and_writes_the_run(here, capsy
     names = "epoch train_loss smooth_loss valid_loss accuracy error_rate time"
     assert header.split() == names.split()
     assert [row.split()[0] for row in rows] == ["0", "1"]
-    assert last.startswith("reached accuracy 0.")
-    assert "torchcls-out" in last
     out = here / "torchcls-out"
     records = json.loads((out / "history.json").read_text())
+    low, high = wilson_interval(round(50 * records[1]["accuracy"]), 50)
+    accuracy = f"{records[1]['accuracy']:.4f} ({low:.4f} to {high:.4f} with 95 % confidence)"
+    assert reached.startswith(f"reached accuracy {accuracy}, valid_loss ")
+    names = {path.name for path in out.iterdir() if path.name[0] != "."}
+    assert set(re.findall(r"[\w-]+\.\w+", last)) == names - {"last.pt", "epoch.pt", "best.pt"}
+    assert last.endswith(f" to torchcls-out{os.sep}")
     for record, line in zip(records, read_csv(out / "history.csv"), strict=True):
         assert {key: float(value) for key, value in line.items()} == record
     weights = torch.load(out / "weights.pt", weights_only=True)
     assert [tuple(w.shape) for w in weights.values()] == [(16, 1, 5, 5), (16,), (10, 2304), (10,)]
-    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    best = torch.load(out / "best-weights.pt", weights_only=True)
+    assert best.keys() == weights.keys()
+    for name in ("curves.png", "confusion.png", "worst.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_predictions_are_what_the_saved_weights_say(here):
@@ -133,7 +141,7 @@ def test_the_default_folder_is_one_that_no_run_has_taken(here):
 def test_files_are_replaced_whole_or_left_as_they_were(here, monkeypatch):
     arguments = ["train", "--epochs", "1", "--classes", "0,1", "--out", "run"]
     assert main(arguments) == 0
-    names = ["history.csv", "history.json", "predictions.csv", "weights.pt", "curves.png"]
+    names = ["arguments.json", "history.csv", "predictions.csv", "best-weights.pt", "worst.png"]
     replace, there = os.replace, sorted((here / "run").iterdir())
     for name in names:
         (here / "run" / name).write_text("what was there")
@@ -251,8 +259,10 @@ def test_in_a_thread_it_sets_no_handler(here):
         ),
         (["--out", "nowhere", "--resume"], "got nowhere without a last.pt"),
         (["--out", "run", "--epochs", "1"], "or go on with that run by --resume"),
-        (["--out", "run", "--resume", "--lr", "0.5"], "lr of the optimizer must be 0.001"),
-        (["--out", "run", "--resume", "--batch-size", "7"], "train must be '"),
+        (["--out", "run", "--resume", "--lr", "0.5"], "--lr must be 0.001 as in the run that is"),
+        (["--out", "run", "--resume", "--batch-size", "7"], "--batch-size must be 128 as in the"),
+        (["--out", "run", "--resume", "--classes", "0,1"], "--classes must be left out as in the"),
+        (["--out", "run", "--resume", "--classes", "0,1"], "run that is resumed, got 0,1. Give"),
     ],
 )
 def test_a_run_that_cannot_be_gone_on_with_is_refused_in_one_line(here, capsys, arguments, words):
@@ -373,7 +383,7 @@ def test_its_help_names_every_default_once(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     printed = capsys.readouterr().out
-    assert "(default: 128)" in printed
+    assert "(default: 10)" in printed
     assert "(default: None)" not in printed
 
 
@@ -440,7 +450,8 @@ def test_check_names_every_image_that_cannot_be_read(tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
         main(["check", "--data", str(folder)])
     assert left.value.code == 2
-    first, second = capsys.readouterr().err.splitlines()
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert last == "Or add --net resnet18 --size 224, which takes all as they are."
     assert f"cat{os.sep}1.png must be an image" in first
     law = "must have the size of most images, 20 x 16 pixels, got 8 x 8. Resize all images alike."
     assert f"dog{os.sep}2.png {law}" in second
@@ -516,7 +527,7 @@ def test_images_too_small_for_the_network_are_refused(tmp_path, capsys):
 
 def test_nobodys_file_is_written_over(here, capsys):
     (here / "run").mkdir()
-    for name in ("weights.pt", "history.csv", "history.json", "predictions.csv", "curves.png"):
+    for name in ("weights.pt", "best-weights.pt", "history.csv", "arguments.json", "worst.png"):
         path = here / "run" / name
         path.write_text("mine")
         said = refusal(capsys, "--classes", "0,1", "--out", "run")
@@ -622,6 +633,7 @@ def test_one_grey_image_that_comes_first_does_not_accuse_the_others(tmp_path, ca
     assert capsys.readouterr().err == (
         f"torchcls: error: {folder / 'train' / 'cat' / '0.png'} must have 3 channels (8-bit RGB) "
         "like most images, got 1 channel (8-bit grey). Store all images as RGB.\n"
+        "Or add --net resnet18 --size 224, which takes all as they are.\n"
     )
 
 

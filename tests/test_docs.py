@@ -95,10 +95,11 @@ def test_every_python_block_of_a_page_runs_in_order_and_prints_what_is_shown(
     if "digits/train" in PAGES[page]:
         write_digits(at_home / "digits" / "train", 2000, seed=0)
         write_digits(at_home / "digits" / "valid", 500, seed=1)
-    if "resnet18.pth" in PAGES[page]:
+    if "photos/train" in PAGES[page]:
         draw_photos = load("photos").draw_photos
         draw_photos(at_home / "photos" / "train", 8, seed=0)
         draw_photos(at_home / "photos" / "valid", 4, seed=1)
+    if "resnet18.pth" in PAGES[page]:
         torch.save(resnet18().state_dict(), at_home / "resnet18.pth")
     if find_spec("tensorboard") is None:
         stand_in = SimpleNamespace(SummaryWriter=Writer)

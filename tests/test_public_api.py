@@ -68,7 +68,7 @@ BUDGETS = {
     "speed": 600,
     "data": 1515,
     "looking": 900,
-    "cli": 600,
+    "cli": 1400,
 }
 FLOOR_OF = {room: number for number, rooms in FLOORS.items() for room in rooms}
 

@@ -1,8 +1,10 @@
-"""What a command works on: the data at a path, a head, and the lecture's network."""
+"""What a command works on: the data at a path, a head, and a network."""
 
+import argparse
 import dataclasses
 import functools
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import torchcls as tc
-from torchcls.data.folder import ImageFolder, Kind, alike, images_of, read_image
+from torchcls.cli.net import check_name, load_pretrained, load_weights, network
+from torchcls.data.folder import ImageFolder, Kind, alike, images_of, read_image, read_photo
 from torchcls.data.png import begins_with_a_digit, find_png_folders
 
-Split = tuple[Tensor, Tensor]
+# The two metrics of --head onehot are this command's choice, and no mistake of who calls it.
+CHOSEN = ("metric-of-another-row",)
+
+Split = tuple[Tensor, Tensor] | ImageFolder  # images and class ids in memory, or photographs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,66 +73,169 @@ HEADS = {
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Images and class ids for training and validation, and the head that they go to.
+    """Images and class ids for training and validation, and what is to be made of them.
 
     Attributes:
         name: What the data is, in words.
         classes: The name of each class.
-        train: (images, ids).
-        valid: (images, ids).
-        head: The head.
+        train: The images to train on.
+        valid: The images to validate on.
+        options: The words of the command line, as ``settle`` leaves them.
     """
 
     name: str
     classes: tuple[str, ...]
     train: Split
     valid: Split
-    head: Head
+    options: argparse.Namespace
 
-    def batches(self, split: Split, batch_size: int, **keywords: Any) -> tc.Batches:
-        """Batches of a split, with targets in the form that the head's loss takes."""
+    def __str__(self) -> str:
+        train, valid = (len(ids_of(split)) for split in (self.train, self.valid))
+        return f"{self.name}: {train} training and {valid} validation images"
+
+    @property
+    def head(self) -> Head:
+        """What ``--head`` stands for."""
+        return HEADS[self.options.head]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what the network gets of an image: (C, H, W)."""
+        if isinstance(self.train, ImageFolder):
+            return (3, self.options.size, self.options.size)
+        return tuple(self.train[0].shape[1:])
+
+    def training(self) -> Any:
+        """Batches of the training images, in an order that the seed gives."""
+        options, seed = self.options, self.options.seed
+        if not isinstance(self.train, ImageFolder):
+            return self._in_memory(self.train, options.batch_size, shuffle=True, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        # Batch normalization cannot train on a last batch of a single image.
+        is_alone = len(self.train) % options.batch_size == 1 < options.batch_size
+        order = {"shuffle": True, "generator": generator, "drop_last": is_alone}
+        return self._from_files(self.train, **order)
+
+    def batches(self, split: Split) -> Any:
+        """Batches of images in their order, with targets in the form that the head's loss takes."""
+        if isinstance(split, ImageFolder):
+            return self._from_files(split)
+        return self._in_memory(split, 1000)
+
+    def _in_memory(self, split: tuple[Tensor, Tensor], size: int, **order: Any) -> tc.Batches:
         images, ids = split
         targets = self.head.targets(ids, len(self.classes))
-        return tc.Batches(images, targets, batch_size=batch_size, **keywords)
+        return tc.Batches(images, targets, batch_size=size, **order)
 
-    def model(self) -> nn.Sequential:
-        """The lecture's network, for images of this size."""
-        channels, *sides = self.train[0].shape[1:]
-        height, width = ((side - 4) // 2 for side in sides)  # behind convolution and pooling
-        if min(height, width) < 1:
-            raise ValueError(
-                f"images must have at least 6 x 6 pixels for this network, got {_pixels(sides)}."
-            )
-        return nn.Sequential(
-            nn.Conv2d(channels, 16, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(16 * height * width, self.head.num_outputs(len(self.classes))),
+    def _from_files(self, split: ImageFolder, **order: Any) -> Any:
+        from torch.utils.data import DataLoader
+
+        return DataLoader(
+            split,
+            batch_size=self.options.batch_size,
+            num_workers=self.options.workers,
+            collate_fn=functools.partial(_collated, head=self.head, n=len(self.classes)),
+            worker_init_fn=_without_ctrl_c,
+            **order,
         )
 
+    def model(self, *, has_weights: bool = False) -> tuple[nn.Module, str]:
+        """The network as a run begins with it, and what was left out of the weights it was given.
 
-def task_of(data: str, classes: tuple[str, ...] | None, head: str, seed: int) -> Task:
+        Sets the seed, from which random weights are drawn, and what training draws later. A run
+        that goes on has its own weights: none are read.
+        """
+        options = self.options
+        form = options.net, self.shape, self.head.num_outputs(len(self.classes))
+        torch.manual_seed(options.seed)
+        model = network(*form)
+        if options.weights is not None and not has_weights:
+            return model, load_weights(model, *form, options.weights)
+        if options.pretrained and not has_weights:
+            return model, load_pretrained(model, *form)
+        return model, ""
+
+
+def images_in(split: Split) -> Any:
+    """The images as people see them, one for each sample."""
+    if isinstance(split, ImageFolder):
+        return ImageFolder(split.paths, split.targets, split.classes, lambda photo: photo)
+    return split[0]
+
+
+def ids_of(split: Split) -> Tensor:
+    """The class id of each image, int64, shape (n,)."""
+    return split.targets if isinstance(split, ImageFolder) else split[1]
+
+
+def _collated(samples: list[Any], head: Head, n: int) -> tuple[Tensor, Tensor]:
+    images, ids = zip(*samples, strict=True)
+    return torch.stack(images), head.targets(torch.tensor(ids), n)
+
+
+def _without_ctrl_c(worker: int) -> None:
+    """Ctrl-C reaches all processes, and the first one ends the others when it is done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# What stands beside --net alone, and what is taken where it is not given.
+_WITH_NET: dict[str, Any] = {
+    "size": 224,
+    "augment": "usual",
+    "valid_share": None,  # 0.2 where there is no folder of validation images
+    "workers": 2,
+    "weights": None,
+    "pretrained": None,
+}
+
+
+def settle(options: argparse.Namespace) -> None:
+    """Put defaults in the place of what is not given, and refuse what does not go together.
+
+    Raises:
+        ValueError: If something stands beside the lecture's network that is for others, or the
+            network is none.
+    """
+    for name, default in _WITH_NET.items():
+        if options.net is None and getattr(options, name) is not None:
+            word = name.replace("_", "-")
+            raise ValueError(f"--{word} must stand beside --net, got none. Add --net resnet18.")
+        if options.net is not None and getattr(options, name) is None:
+            setattr(options, name, default)
+    if options.batch_size is None:
+        options.batch_size = 128 if options.net is None else 32
+    if options.net is not None:
+        check_name(options.net)
+        if options.data in ("drawn", "mnist"):
+            law = f"--data must be a folder of photographs for --net {options.net}"
+            raise ValueError(f"{law}, got {options.data}.")
+
+
+def task_of(options: argparse.Namespace) -> Task:
     """Read what ``--data``, ``--classes`` and ``--head`` name.
 
-    A folder with a training and a validation folder in it holds images in class folders, unless it
-    is MNIST in its layout of PNG images. It is that where the two are called training and testing,
-    or train and test; where all folders in the first are digits, and all that are asked for are
-    there (those of ``classes``, else 0 and 1 for the binary head, else all ten); and where the
-    first image is a PNG of 28 x 28 grey pixels.
+    With ``--net`` that is a folder with a training and a validation folder in it, or class folders
+    that are split. Without, a folder with a training and a validation folder holds images of one
+    size in class folders, unless it is MNIST in its layout of PNG images. It is that where the two
+    are called training and testing, or train and test; where all folders in the first are digits,
+    and all that are asked for are there (those of ``classes``, else 0 and 1 for the binary head,
+    else all ten); and where the first image is a PNG of 28 x 28 grey pixels.
 
     Raises:
         FileNotFoundError: If there is nothing that can be read.
         ValueError: If the data or the classes are not what they must be.
     """
+    data, classes, head, seed = options.data, options.classes, options.head, options.seed
     if data not in ("drawn", "mnist"):
         root = Path(os.path.expanduser(data))
-        folders = _split_folders(root)
+        folders = split_folders(root)
         wanted = classes or tuple(map(str, _digits(None, head)))
+        if options.net is not None:
+            return _of_photos(root, folders, options)
         if folders is None:
             _check_mnist(root, wanted)
         elif not _is_mnist(*folders, wanted):
-            return _of_images(data, *folders, classes, head)
+            return _of_images(*folders, options)
     digits = _digits(classes, head)
     if data == "drawn":
         # Two seeds that no other --seed shares: no digit is drawn for both splits.
@@ -136,7 +245,7 @@ def task_of(data: str, classes: tuple[str, ...] | None, head: str, seed: int) ->
         is_path = data != "mnist"
         train, valid = tc.mnist(data if is_path else None, classes=digits, download=not is_path)
     names = tuple(map(str, digits))
-    return Task(f"{data} digits {', '.join(names)}", names, train, valid, HEADS[head])
+    return Task(f"{data} digits {', '.join(names)}", names, train, valid, options)
 
 
 def told(error: BaseException) -> str:
@@ -171,7 +280,7 @@ _TRAIN = ("train", "training")
 _VALID = ("valid", "val", "validation", "dev", "test", "testing")
 
 
-def _split_folders(root: Path) -> tuple[Path, Path] | None:
+def split_folders(root: Path) -> tuple[Path, Path] | None:
     """The folders of two splits, in capitals or not; None where there are no two."""
     if not root.exists():
         raise FileNotFoundError(
@@ -209,30 +318,89 @@ def _check_mnist(root: Path, wanted: tuple[str, ...]) -> None:
         f"of each class in train and in valid or test, as in {root / 'train' / 'cat' / '1.png'}, "
         f"got {root} with {', '.join(names[:5]) or 'nothing in it'}{more}."
         + (f" Name {below[0].parent} if you mean that." if below else "")
+        + " With --net, one folder of class folders will do."
     )
 
 
-def _of_images(
-    data: str, train: Path, valid: Path, classes: tuple[str, ...] | None, head: str
-) -> Task:
-    if classes is None:
-        training = tc.image_folder(train)
-        validation = tc.image_folder(valid, classes=training.classes)
+def _of_images(train: Path, valid: Path, options: argparse.Namespace) -> Task:
+    training, validation = _images(train, valid, options.classes)
+    _check_number(training.classes, options.head)
+    train_split, valid_split = read_all(training, validation)
+    return named(training.classes, train_split, valid_split, options)
+
+
+def _of_photos(root: Path, folders: tuple[Path, Path] | None, options: argparse.Namespace) -> Task:
+    if folders is None:
+        images = _folder(root, options.classes)
+        train, valid = _parts(images, options.valid_share or 0.2, options.seed)
+    elif options.valid_share is not None:
+        law = f"--valid-share must be left out where there are {folders[0]} and {folders[1]}"
+        raise ValueError(f"{law}, got {options.valid_share}.")
     else:
-        there = sorted(path.name for path in train.iterdir() if path.is_dir())
-        missing = [name for name in classes if name not in there]
-        if missing:
-            raise ValueError(
-                f"--classes must name folders in {train}, got {missing[0]}. "
-                f"There are {', '.join(there)}."
-            )
-        training, validation = images_of(train, classes), images_of(valid, classes)
-    _check_number(training.classes, head)
+        train, valid = _images(*folders, options.classes)
+    _check_number(train.classes, options.head)
+    train.transform = tc.photo_transforms(options.size, train=options.augment != "none")
+    valid.transform = tc.photo_transforms(options.size, train=False)
+    return named(train.classes, train, valid, options)
+
+
+def named(classes: Sequence[str], train: Split, valid: Split, options: argparse.Namespace) -> Task:
+    """A task whose name says where the images are, and some of the classes."""
     # A name that is no UTF-8 could not be written to a file.
-    names = tuple(name.encode("utf-8", "backslashreplace").decode() for name in training.classes)
-    train_split, valid_split = _read(training, validation)
-    name = f"{data} classes {', '.join(names)}"
-    return Task(name, names, train_split, valid_split, HEADS[head])
+    names = tuple(name.encode("utf-8", "backslashreplace").decode() for name in classes)
+    return Task(f"{options.data} classes {some(names)}", names, train, valid, options)
+
+
+def some(names: Sequence[str]) -> str:
+    """Names of classes, of which there may be hundreds."""
+    more = f" and {len(names) - 10} more" if len(names) > 12 else ""
+    return ", ".join(names[:10] if more else names) + more
+
+
+def _images(
+    train: Path, valid: Path, classes: tuple[str, ...] | None
+) -> tuple[ImageFolder, ImageFolder]:
+    """The images of two splits, with the same classes."""
+    images = _folder(train, classes)
+    if classes is not None:  # folders of others are left alone
+        return images, images_of(valid, classes)
+    return images, tc.image_folder(valid, classes=images.classes)
+
+
+def _folder(folder: Path, classes: tuple[str, ...] | None) -> ImageFolder:
+    if classes is None:
+        return tc.image_folder(folder)
+    there = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    missing = [name for name in classes if name not in there]
+    if missing:
+        raise ValueError(
+            f"--classes must name folders in {folder}, got {missing[0]}. "
+            f"There are {', '.join(there)}."
+        )
+    return images_of(folder, classes)
+
+
+def _parts(images: ImageFolder, share: float, seed: int) -> tuple[ImageFolder, ImageFolder]:
+    """Cut a folder in two by its classes, each of which has an image at least on either side."""
+    generator = torch.Generator().manual_seed(seed)
+    rows: tuple[list[int], list[int]] = ([], [])
+    for target, name in enumerate(images.classes):
+        of_class = (images.targets == target).nonzero().flatten()
+        n = len(of_class)
+        if n < 2:
+            raise ValueError(
+                "--valid-share must leave an image of each class for training and for validation, "
+                f"got the class {name} with {n}. Add images, or leave it out by --classes."
+            )
+        held = min(max(1, round(share * n)), n - 1)
+        order = of_class[torch.randperm(n, generator=generator)]
+        for part, found in zip(rows, (order[held:], order[:held]), strict=True):
+            part += found.sort().values.tolist()
+    train, valid = (
+        ImageFolder([images.paths[row] for row in part], images.targets[part], images.classes)
+        for part in rows
+    )
+    return train, valid
 
 
 def _pixels(sides: Sequence[int]) -> str:
@@ -240,7 +408,25 @@ def _pixels(sides: Sequence[int]) -> str:
     return f"{width} x {height}"
 
 
-def _read(*splits: ImageFolder) -> list[Split]:
+def check_photos(task: Task) -> None:
+    """Read all photographs; every one that cannot be read is named."""
+    faults: list[str] = []
+    splits = [split for split in (task.train, task.valid) if isinstance(split, ImageFolder)]
+    for path in (path for split in splits for path in split.paths):
+        try:
+            read_photo(path)
+        except (OSError, ValueError) as fault:
+            faults.append(told(fault))
+    _refuse(faults)
+
+
+def _refuse(faults: list[str], remedy: str = "") -> None:
+    if faults:
+        more = f"... and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise ValueError("\n".join(filter(None, [*faults[:10], more, remedy])))
+
+
+def read_all(*splits: ImageFolder) -> list[tuple[Tensor, Tensor]]:
     """All images; every one that cannot be read, or is unlike most of them, is named."""
     found: list[tuple[Path, Tensor, Kind]] = []
     faults: list[str] = []
@@ -251,6 +437,7 @@ def _read(*splits: ImageFolder) -> list[Split]:
             faults.append(told(fault))
     kinds = Counter(kind for *_, kind in found).most_common(1)
     sizes = Counter(image.shape[1:] for _, image, _ in found).most_common(1)
+    unreadable = len(faults)
     for path, image, kind in found:
         if kind != kinds[0][0]:
             law = f"{path} must have {kinds[0][0]} like most images"
@@ -258,9 +445,8 @@ def _read(*splits: ImageFolder) -> list[Split]:
         elif image.shape[1:] != sizes[0][0]:
             law = f"{path} must have the size of most images, {_pixels(sizes[0][0])} pixels"
             faults.append(f"{law}, got {_pixels(image.shape[1:])}. Resize all images alike.")
-    if faults:
-        more = f"\n... and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise ValueError("\n".join(faults[:10]) + more)
+    remedy = "Or add --net resnet18 --size 224, which takes all as they are."
+    _refuse(faults, remedy if len(faults) > unreadable else "")
     pixels = iter([image for _, image, _ in found])
     return [
         (torch.stack([next(pixels) for _ in images.paths]), images.targets) for images in splits

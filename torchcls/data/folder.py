@@ -220,7 +220,7 @@ def images_of(
     targets: list[int] = []
     passed_over = [path for path in root.iterdir() if _is_image(path) and path.is_file()]
     for target, name in enumerate(names):
-        found, others = _list_images(folders[name]) if name in folders else ([], [])
+        found, others = list_images(folders[name]) if name in folders else ([], [])
         paths += found
         targets += [target] * len(found)
         passed_over += others
@@ -351,7 +351,7 @@ def _list_folders(root: Path) -> list[Path]:
     return [path for path in paths if path.is_dir()]
 
 
-def _list_images(class_folder: Path) -> tuple[list[Path], list[Path]]:
+def list_images(class_folder: Path) -> tuple[list[Path], list[Path]]:
     """The images of a class in order, and what is passed over: other files, links to folders."""
     paths: list[Path] = []
     passed_over: list[Path] = []
