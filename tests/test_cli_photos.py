@@ -428,6 +428,15 @@ def test_report_writes_a_page_once(here, capsys):
     assert "report.html. Choose another name." in refused(capsys, "report", "run")
 
 
+def test_report_shows_what_the_checks_had_to_say(here):
+    file = here / "run" / "arguments.json"
+    told = json.loads(file.read_text("utf-8"))
+    finding = ["learning-rate", "note", "The rate is low."]
+    file.write_text(json.dumps(told | {"findings": [finding]}), encoding="utf-8")
+    assert main(["report", "run", "--out", "page.html"]) == 0
+    assert "note: The rate is low. [learning-rate]" in (here / "page.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize("name", ["pt", "pt2", "onnx"])
 def test_export_writes_the_network_with_what_is_needed_to_use_it(here, capsys, name):
     if name == "onnx":

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ _SAME = ("data", "classes", "head", "batch_size", "seed", "lr", *_OF_NET)
 _FILE = "arguments.json"
 
 
-def write_arguments(task: Task, out: Path) -> None:
-    """Write what the other commands need to make the model and the data again."""
+def write_arguments(task: Task, out: Path, findings: Iterable[tc.Finding] = ()) -> None:
+    """Write what the other commands need to make the model and the data again, and to report."""
     told = {"torchcls": tc.__version__, **_kept(task.options), "epochs": task.options.epochs}
     told |= {"names": task.classes, "input_shape": task.shape}
+    told["findings"] = list(map(dataclasses.astuple, findings))
     with replacing(out / _FILE) as new:
         new.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
@@ -78,12 +80,14 @@ class Saved:
         options: The words it was begun with, as ``settle`` leaves them.
         classes: The name of each class.
         shape: Of what the network gets of an image: (C, H, W).
+        findings: What the checks had to say of it.
     """
 
     path: Path
     options: argparse.Namespace
     classes: tuple[str, ...]
     shape: tuple[int, ...]
+    findings: tuple[tc.Finding, ...]
 
     @property
     def head(self) -> Head:
@@ -150,7 +154,8 @@ def saved(folder: str) -> Saved:
     try:
         options = argparse.Namespace(**{name: told[name] for name in _SAME})
         options.classes = options.classes and tuple(options.classes)
-        return Saved(run, options, tuple(told["names"]), tuple(told["input_shape"]))
+        findings = tuple(tc.Finding(*finding) for finding in told["findings"])
+        return Saved(run, options, tuple(told["names"]), tuple(told["input_shape"]), findings)
     except (TypeError, KeyError) as error:
         law = f"{run / _FILE} must be as torchcls train wrote it"
         raise ValueError(f"{law}, got {type(error).__name__}: {error}.") from None

@@ -73,6 +73,7 @@ def train(options: argparse.Namespace) -> int:
     for finding in run.history.findings:
         if finding.severity == "note":  # the others have been warnings
             say(f"note: {finding}")
+    write_arguments(task, out, run.history.findings)
     if run.history:
         written = _write(run.history, model, task, out)
         say(_reached(run.history, task))

@@ -130,6 +130,7 @@ def report(options: argparse.Namespace) -> int:
         classes=task.classes,
         images=images_in(task.valid),
         about=about,
+        findings=run.findings,
     )
     print(encodable(f"wrote {file}"), flush=True)
     return 0
