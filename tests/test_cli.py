@@ -684,6 +684,7 @@ def test_notes_of_a_run_are_printed_and_not_python(here, capsys):
     assert "history.findings" not in said
 
 
+@pytest.mark.system
 def test_as_a_process_its_warnings_are_lines_without_python(tmp_path):
     folder = photos(tmp_path / "photos", train=("cat", "dog"))
     shutil.copytree(folder / "train", folder / "valid")

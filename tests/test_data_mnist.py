@@ -393,6 +393,7 @@ def test_the_real_files_packed_give_the_same_tensors(real, tmp_path):
     assert_same(mnist(tmp_path), mnist(real))
 
 
+@pytest.mark.system
 def test_the_real_images_as_png_give_the_same_tensors(real, tmp_path):
     archive = real / "mnist_png.tgz"
     if not archive.exists():

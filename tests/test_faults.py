@@ -767,6 +767,7 @@ def test_what_the_optimizer_alone_holds_is_kept(tmp_path):
     assert torch.equal(again, prompt)
 
 
+@pytest.mark.system
 def test_printing_ends_no_run():
     code = (
         "import torch, torchcls as tc; from torch import nn; "

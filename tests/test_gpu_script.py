@@ -59,6 +59,7 @@ def test_a_captured_loop_does_it_too_with_a_smaller_last_batch(load, parts):
     assert parts.quiet_loop(task(load, "cuda"), Laps(), as_graph=True) == pytest.approx(plain, 1e-4)
 
 
+@pytest.mark.system
 def test_the_recipe_is_the_same_through_both_loops(parts):
     build, rows = parts.airbench_part({"smoke": True})
     losses = [parts.measured(build, contestant)["loss"] for contestant in rows.values()]

@@ -138,7 +138,7 @@ def assert_rows_agree(history, name):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-@pytest.mark.parametrize("epochs", [2, pytest.param(10, marks=pytest.mark.system)])
+@pytest.mark.parametrize("epochs", [1, pytest.param(10, marks=pytest.mark.system)])
 def test_the_rows_of_the_experiment_equal_fastais(name, epochs):
     same_training = {"sigmoid_argmax_misuse": "sigmoid_custom_metrics"}
     history = run_once(same_training.get(name, name), epochs)
@@ -147,6 +147,7 @@ def test_the_rows_of_the_experiment_equal_fastais(name, epochs):
     assert_rows_agree(history, name)
 
 
+@pytest.mark.system
 def test_whole_batches_give_the_first_row_of_fastai_too():
     assert_rows_agree(run("int_targets", epochs=1, micro_batch=None), "int_targets")
 

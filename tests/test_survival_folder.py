@@ -356,6 +356,7 @@ def test_a_process_that_holds_the_folder_is_named_and_a_killed_one_holds_nothing
     opened(tmp_path)
 
 
+@pytest.mark.system
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
 def test_a_child_that_outlives_the_killed_process_does_not_hold_the_folder(tmp_path, holder):
     process, child = holder("fork")
