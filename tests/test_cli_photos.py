@@ -76,6 +76,11 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err.splitlines()[-1]
 
 
+def place_of(here, name):
+    """Where the photographs are that a link of this test's folder leads to."""
+    return (here / name).resolve()
+
+
 def ids_of_the_run(here):
     """What the weights of the run say of its validation images, by hand."""
     model = models.squeezenet1_1(num_classes=3)
@@ -171,7 +176,66 @@ def test_hundreds_of_classes_are_told_in_a_line(tmp_path):
 def test_a_last_batch_of_a_single_image_is_left_out(here):
     arguments = ["--net", "shufflenet_v2_x0_5", *NET[2:-1], "7", "--data", "photos"]
     # Batch normalization would be given 1 x 1 values of it, and raise.
-    assert main(["train", *arguments, "--epochs", "1", "--out", "new"]) == 0
+    with pytest.warns(UserWarning, match="Of the 15 training images one is left out in each"):
+        assert main(["train", *arguments, "--epochs", "1", "--out", "new"]) == 0
+
+
+def test_what_is_measured_later_are_the_images_of_the_run(here, capsys):
+    """Whatever has become of the folder: it is not split again, and names keep their ids."""
+    arguments = ["--data", "cut", "--epochs", "1", "--out", "cut-run"]
+    shutil.copytree(place_of(here, "one"), here / "cut")
+    assert main(["train", *NET, *arguments]) == 0
+    told = json.loads((here / "cut-run" / "arguments.json").read_text("utf-8"))
+    held = [path for path, _ in told["valid"]]
+    assert len(held) == 3
+    for i in range(2):
+        shutil.copy(here / "cut" / "cat" / "0.png", here / "cut" / "cat" / f"new{i}.png")
+    (here / "cut" / "aardvark").mkdir()
+    capsys.readouterr()
+    assert main(["evaluate", "cut-run"]) == 0
+    by_itself = capsys.readouterr().out
+    assert "classes cat, dog, 猫: 3 images" in by_itself
+    (here / "link").symlink_to(here / "cut")
+    assert main(["evaluate", "cut-run", "--data", "link"]) == 0
+    assert capsys.readouterr().out == by_itself
+    os.remove(held[0])
+    said = refused(capsys, "evaluate", "cut-run")
+    assert f"must be where they were, got none at {held[0]}. Name others by --data." in said
+
+
+def test_a_run_does_not_write_among_the_images(here, capsys, monkeypatch):
+    shutil.copytree(place_of(here, "one"), here / "cut")
+    said = refused(capsys, "train", *NET, "--data", "cut", "--out", "cut/run")
+    assert "--out must lie outside of the images of --data" in said
+    monkeypatch.chdir(here / "cut")
+    assert "--out must lie outside" in refused(capsys, "train", *NET, "--data", ".")
+    assert not (here / "cut" / "torchcls-out").exists()
+
+
+def test_no_picture_ends_a_run(here, monkeypatch):
+    def broken(*_):
+        raise TypeError("Invalid shape")
+
+    monkeypatch.setattr("torchcls.cli.train._draw", broken)
+    with pytest.warns(UserWarning, match="could not be drawn: Invalid shape"):
+        assert main(["train", *NET, "--data", "photos", "--epochs", "1", "--out", "new"]) == 0
+    assert (here / "new" / "predictions.csv").exists()
+
+
+def test_a_network_that_gives_nan_predicts_nothing(here, capsys):
+    weights = torch.load(here / "run" / "weights.pt", weights_only=True)
+    torch.save({name: tensor * float("nan") for name, tensor in weights.items()}, "nan.pt")
+    os.replace("nan.pt", here / "run" / "weights.pt")
+    assert main(["predict", "run", "one/dog/0.png", "--format", "json"]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == []
+    assert "0.png has no class: the network gives NaN" in printed.err
+
+
+def test_json_is_json_whatever_the_terminal_can_show(here, capsys, monkeypatch):
+    monkeypatch.setattr("torchcls.cli.use.encodable", lambda text: text.replace("猫", "\\x"))
+    assert main(["predict", "run", "one/猫/0.png", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["file"] == "one/猫/0.png"
 
 
 @pytest.mark.parametrize(
@@ -492,7 +556,7 @@ def test_what_cannot_be_exported_is_failed_and_written_nowhere(here, capsys, mon
         (["export", "run", "--out", "m.zip"], "--out must end in .onnx or .pt2 or .pt, got m.zip"),
         (["export", "run", "--out", "run"], "--out must be a new file in a folder that is there"),
         (["export", "run", "--out", "no/m.pt"], "--out must be a new file in a folder that is"),
-        (["evaluate", "run", "--data", "nowhere"], "nowhere, which is not there."),
+        (["evaluate", "run", "--data", "nowhere"], "folder of images for each class, got nowhere."),
         (["evaluate", "run", "--device", "warp"], "device must be one that is there (cpu"),
     ],
 )

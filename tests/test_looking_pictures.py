@@ -194,3 +194,10 @@ def test_bars_are_as_high_as_the_accuracy_of_their_bin():
     assert [bar.get_height() for bar in ax.patches] == [1.0, 0.5]
     assert ax.patches[0].get_alpha() < ax.patches[1].get_alpha()
     assert ax.get_title() == "expected calibration error 0.3933"
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_an_image_with_alpha_is_drawn_without_it(channels):
+    images = torch.rand(4, channels, 5, 6, generator=torch.Generator().manual_seed(0))
+    (axes, *_) = plot_worst(images, PREDICTIONS, k=1)
+    assert axes.images[0].get_array().shape == ((5, 6) if channels == 2 else (5, 6, 3))

@@ -229,6 +229,9 @@ def test_frozen_weights_with_statistics_that_move_are_noted():
     assert said(model)[0] == []
     model.eval()  # of a model in evaluation mode, a run trains all modules
     assert said(model)[0] == [("batch-statistics", "note")]
+    model = with_norm(track_running_stats=False)
+    model[1].requires_grad_(False)
+    assert said(model)[0] == []
 
 
 class Masters(SGD):

@@ -67,8 +67,8 @@ BUDGETS = {
     "processes": 820,
     "speed": 600,
     "data": 1515,
-    "looking": 900,
-    "cli": 1400,
+    "looking": 905,
+    "cli": 1520,
 }
 FLOOR_OF = {room: number for number, rooms in FLOORS.items() for room in rooms}
 

@@ -203,7 +203,8 @@ def predict(
         (torch.Size([5, 3]), torch.Size([5]), None)
     """
     check_whole_number("batch_size", batch_size, at_least=1)
-    if isinstance(getattr(data, "sampler", None), RandomSampler) or getattr(data, "shuffle", False):
+    sampler, shuffles = (getattr(data, name, None) for name in ("sampler", "shuffle"))
+    if isinstance(sampler, RandomSampler) or shuffles is True:
         warn(
             "data is shuffled: row i of the predictions is not sample i of the data. Predict from "
             "a loader with shuffle=False."

@@ -11,14 +11,18 @@ from torchcls.display import encodable
 
 def check(options: argparse.Namespace) -> int:
     """Print what is wrong with the data; returns 1 where that is an error."""
+    settle(options)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        settle(options)
-        task = task_of(options)
-        check_photos(task)
+        try:
+            task = task_of(options)
+            check_photos(task)
+        except (OSError, ValueError):
+            print("".join(f"warning: {one.message}\n" for one in warned), end="", flush=True)
+            raise
+        model, left_out = task.model()
+        train = task.training(model)
     lines = [f"warning: {warning.message}" for warning in warned]
-    model, left_out = task.model()
-    train = task.training()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # all of them are printed below
         run = tc.epochs(
@@ -50,7 +54,7 @@ def find_lr(options: argparse.Namespace) -> int:
     task = task_of(options)
     model, left_out = task.model()
     print(encodable("\n".join([f"{task}, on {device}", *([left_out] if left_out else [])])))
-    curve = tc.find_lr(model, task.training(), loss_fn=task.head.loss_fn, device=device)
+    curve = tc.find_lr(model, task.training(model), loss_fn=task.head.loss_fn, device=device)
     try:
         suggestion = curve.suggestion
     except ValueError as none:

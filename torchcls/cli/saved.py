@@ -13,8 +13,19 @@ from torch import Tensor, nn
 
 import torchcls as tc
 from torchcls.cli.net import network
-from torchcls.cli.task import HEADS, Head, Task, named, read_all, some, split_folders, task_of
-from torchcls.data.folder import images_of, read_image, read_photo
+from torchcls.cli.task import (
+    HEADS,
+    Head,
+    Task,
+    ids_of,
+    in_utf8,
+    named,
+    read_all,
+    some,
+    split_folders,
+    task_of,
+)
+from torchcls.data.folder import ImageFolder, images_of, read_image, read_photo
 from torchcls.history import replacing
 
 # What makes a run the one it is, by the names of the options; the others may change meanwhile.
@@ -26,7 +37,10 @@ _FILE = "arguments.json"
 def write_arguments(task: Task, out: Path, findings: Iterable[tc.Finding] = ()) -> None:
     """Write what the other commands need to make the model and the data again, and to report."""
     told = {"torchcls": tc.__version__, **_kept(task.options), "epochs": task.options.epochs}
-    told |= {"names": task.classes, "input_shape": task.shape}
+    told |= {"names": task.classes, "input_shape": task.shape, "bits": task.bits}
+    # A path that is no UTF-8 goes through JSON by the surrogates that Python has for it.
+    ids = ids_of(task.valid).tolist() if task.files else []
+    told["valid"] = [[os.path.abspath(path), i] for path, i in zip(task.files, ids, strict=True)]
     told["findings"] = list(map(dataclasses.astuple, findings))
     with replacing(out / _FILE) as new:
         new.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
@@ -80,6 +94,8 @@ class Saved:
         options: The words it was begun with, as ``settle`` leaves them.
         classes: The name of each class.
         shape: Of what the network gets of an image: (C, H, W).
+        bits: Of each number in the images as they are stored.
+        valid: The files it was validated on and their class ids; None where data are no files.
         findings: What the checks had to say of it.
     """
 
@@ -87,6 +103,8 @@ class Saved:
     options: argparse.Namespace
     classes: tuple[str, ...]
     shape: tuple[int, ...]
+    bits: int
+    valid: tuple[list[Path], Tensor] | None
     findings: tuple[tc.Finding, ...]
 
     @property
@@ -124,23 +142,45 @@ class Saved:
         Raises:
             ValueError: If there are classes that the run does not know, or images of another shape.
         """
-        if data is None or _absolute(data) == self.options.data:
-            return task_of(self.options)
+        if data is None or _is_same(data, self.options.data):
+            if not self.valid:
+                return task_of(self.options)
+            images = ImageFolder(*self.valid, self.classes)
+            gone = [path for path in images.paths if not path.exists()]
+            if gone:
+                law = f"the images that {self.path} was validated on must be where they were"
+                raise FileNotFoundError(f"{law}, got none at {gone[0]}. Name others by --data.")
+            return self._of(images, self.options)
         root = Path(os.path.expanduser(data))
+        if not root.is_dir():
+            law = "--data must be a folder with a folder of images for each class"
+            raise FileNotFoundError(f"{law}, got {data}.")
         folder = (split_folders(root) or (root, root))[1]
-        strange = set(tc.image_folder(folder).classes) - set(self.classes)
+        strange = set(map(in_utf8, tc.image_folder(folder).classes)) - set(self.classes)
         if strange and self.options.classes is None:  # else folders of others are left alone
             law = f"--data must have the classes of the run, {some(self.classes)}"
             raise ValueError(f"{law}, got {some(sorted(strange))} in {folder}.")
         images = images_of(folder, self.classes)
+        if not images.paths:
+            law = f"--data must have images of the run's classes, {some(self.classes)}"
+            raise ValueError(f"{law}, got none in {folder}.")
+        return self._of(images, argparse.Namespace(**vars(self.options) | {"data": data}))
+
+    def _of(self, images: ImageFolder, options: argparse.Namespace) -> Task:
         images.transform = tc.photo_transforms(self.shape[1], train=False)
-        split = images if self.options.net is not None else read_all(images)[0]
-        options = argparse.Namespace(**vars(self.options) | {"data": data})
+        split = images if self.options.net is not None else read_all(images)[0][0]
         task = named(self.classes, split, split, options)
-        if not images.paths or task.shape != self.shape:
-            law = f"--data must have images of shape {self.shape} and of classes of the run"
-            raise ValueError(f"{law}, got {task.shape} and {len(images)} of them in {folder}.")
+        if task.shape != self.shape:
+            raise ValueError(
+                f"images must have shape {self.shape} as in the run, got {task.shape}."
+            )
         return task
+
+
+def _is_same(one: str, other: str) -> bool:
+    if _absolute(one) == other:
+        return True
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 def saved(folder: str) -> Saved:
@@ -154,8 +194,11 @@ def saved(folder: str) -> Saved:
     try:
         options = argparse.Namespace(**{name: told[name] for name in _SAME})
         options.classes = options.classes and tuple(options.classes)
+        names, shape = tuple(told["names"]), tuple(told["input_shape"])
         findings = tuple(tc.Finding(*finding) for finding in told["findings"])
-        return Saved(run, options, tuple(told["names"]), tuple(told["input_shape"]), findings)
+        paths, ids = [Path(path) for path, _ in told["valid"]], [i for _, i in told["valid"]]
+        valid = (paths, torch.tensor(ids)) if paths else None
+        return Saved(run, options, names, shape, told["bits"], valid, findings)
     except (TypeError, KeyError) as error:
         law = f"{run / _FILE} must be as torchcls train wrote it"
         raise ValueError(f"{law}, got {type(error).__name__}: {error}.") from None

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import torchcls as tc
 from torchcls.cli.net import check_name, load_pretrained, load_weights, network
 from torchcls.data.folder import ImageFolder, Kind, alike, images_of, read_image, read_photo
 from torchcls.data.png import begins_with_a_digit, find_png_folders
+from torchcls.warn import warn
 
 # The two metrics of --head onehot are this command's choice, and no mistake of who calls it.
 CHOSEN = ("metric-of-another-row",)
@@ -81,6 +83,8 @@ class Task:
         train: The images to train on.
         valid: The images to validate on.
         options: The words of the command line, as ``settle`` leaves them.
+        files: Those of the images to validate on, where each is in one.
+        bits: Of each number in the images as they are stored.
     """
 
     name: str
@@ -88,6 +92,8 @@ class Task:
     train: Split
     valid: Split
     options: argparse.Namespace
+    files: Sequence[Path] = ()
+    bits: int = 8
 
     def __str__(self) -> str:
         train, valid = (len(ids_of(split)) for split in (self.train, self.valid))
@@ -105,15 +111,20 @@ class Task:
             return (3, self.options.size, self.options.size)
         return tuple(self.train[0].shape[1:])
 
-    def training(self) -> Any:
+    def training(self, model: nn.Module) -> Any:
         """Batches of the training images, in an order that the seed gives."""
         options, seed = self.options, self.options.seed
         if not isinstance(self.train, ImageFolder):
             return self._in_memory(self.train, options.batch_size, shuffle=True, seed=seed)
         generator = torch.Generator().manual_seed(seed)
-        # Batch normalization cannot train on a last batch of a single image.
         is_alone = len(self.train) % options.batch_size == 1 < options.batch_size
-        order = {"shuffle": True, "generator": generator, "drop_last": is_alone}
+        drops = is_alone and any(isinstance(module, _BatchNorm) for module in model.modules())
+        if drops:
+            warn(
+                f"Of the {len(self.train)} training images one is left out in each epoch, since "
+                "BatchNorm cannot train on a last batch of one. Choose another --batch-size."
+            )
+        order = {"shuffle": True, "generator": generator, "drop_last": drops}
         return self._from_files(self.train, **order)
 
     def batches(self, split: Split) -> Any:
@@ -157,10 +168,15 @@ class Task:
 
 
 def images_in(split: Split) -> Any:
-    """The images as people see them, one for each sample."""
+    """The images as people see them, one for each sample; photographs as large as is looked at."""
     if isinstance(split, ImageFolder):
-        return ImageFolder(split.paths, split.targets, split.classes, lambda photo: photo)
+        return ImageFolder(split.paths, split.targets, split.classes, _small)
     return split[0]
+
+
+def _small(photo: Any) -> Any:
+    photo.thumbnail((480, 480))
+    return photo
 
 
 def ids_of(split: Split) -> Tensor:
@@ -325,8 +341,9 @@ def _check_mnist(root: Path, wanted: tuple[str, ...]) -> None:
 def _of_images(train: Path, valid: Path, options: argparse.Namespace) -> Task:
     training, validation = _images(train, valid, options.classes)
     _check_number(training.classes, options.head)
-    train_split, valid_split = read_all(training, validation)
-    return named(training.classes, train_split, valid_split, options)
+    (train_split, valid_split), bits = read_all(training, validation)
+    files = {"files": validation.paths, "bits": bits}
+    return named(training.classes, train_split, valid_split, options, **files)
 
 
 def _of_photos(root: Path, folders: tuple[Path, Path] | None, options: argparse.Namespace) -> Task:
@@ -341,14 +358,25 @@ def _of_photos(root: Path, folders: tuple[Path, Path] | None, options: argparse.
     _check_number(train.classes, options.head)
     train.transform = tc.photo_transforms(options.size, train=options.augment != "none")
     valid.transform = tc.photo_transforms(options.size, train=False)
-    return named(train.classes, train, valid, options)
+    return named(train.classes, train, valid, options, files=valid.paths)
 
 
-def named(classes: Sequence[str], train: Split, valid: Split, options: argparse.Namespace) -> Task:
+def named(
+    classes: Sequence[str],
+    train: Split,
+    valid: Split,
+    options: argparse.Namespace,
+    **more: Any,
+) -> Task:
     """A task whose name says where the images are, and some of the classes."""
-    # A name that is no UTF-8 could not be written to a file.
-    names = tuple(name.encode("utf-8", "backslashreplace").decode() for name in classes)
-    return Task(f"{options.data} classes {some(names)}", names, train, valid, options)
+    names = tuple(map(in_utf8, classes))
+    name = f"{in_utf8(options.data)} classes {some(names)}"
+    return Task(name, names, train, valid, options, **more)
+
+
+def in_utf8(name: object) -> str:
+    """A name that can be written to a file, whatever the file system takes."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 def some(names: Sequence[str]) -> str:
@@ -409,7 +437,7 @@ def _pixels(sides: Sequence[int]) -> str:
 
 
 def check_photos(task: Task) -> None:
-    """Read all photographs; every one that cannot be read is named."""
+    """Read all photographs; those that cannot be read are named."""
     faults: list[str] = []
     splits = [split for split in (task.train, task.valid) if isinstance(split, ImageFolder)]
     for path in (path for split in splits for path in split.paths):
@@ -426,8 +454,8 @@ def _refuse(faults: list[str], remedy: str = "") -> None:
         raise ValueError("\n".join(filter(None, [*faults[:10], more, remedy])))
 
 
-def read_all(*splits: ImageFolder) -> list[tuple[Tensor, Tensor]]:
-    """All images; every one that cannot be read, or is unlike most of them, is named."""
+def read_all(*splits: ImageFolder) -> tuple[list[tuple[Tensor, Tensor]], int]:
+    """All images and their bits per number; those that cannot be read, or differ, are named."""
     found: list[tuple[Path, Tensor, Kind]] = []
     faults: list[str] = []
     for path in (path for images in splits for path in images.paths):
@@ -448,6 +476,7 @@ def read_all(*splits: ImageFolder) -> list[tuple[Tensor, Tensor]]:
     remedy = "Or add --net resnet18 --size 224, which takes all as they are."
     _refuse(faults, remedy if len(faults) > unreadable else "")
     pixels = iter([image for _, image, _ in found])
-    return [
+    read = [
         (torch.stack([next(pixels) for _ in images.paths]), images.targets) for images in splits
     ]
+    return read, kinds[0][0].bits

@@ -1,7 +1,6 @@
 """``torchcls train``: a run, stopped by signals after whole steps, and the folder it leaves."""
 
 import argparse
-import contextlib
 import copy
 import csv
 import dataclasses
@@ -10,6 +9,7 @@ import itertools
 import os
 import shlex
 import signal
+import subprocess
 import threading
 import warnings
 from collections.abc import Sequence
@@ -21,12 +21,23 @@ from torch import Tensor, nn
 
 import torchcls as tc
 from torchcls.cli.saved import check_same, write_arguments
-from torchcls.cli.task import CHOSEN, Task, ids_of, images_in, settle, task_of
+from torchcls.cli.task import (
+    CHOSEN,
+    Task,
+    ids_of,
+    images_in,
+    in_utf8,
+    settle,
+    split_folders,
+    task_of,
+    told,
+)
 from torchcls.data.folder import ImageFolder
 from torchcls.display import Output
 from torchcls.history import replacing
 from torchcls.looking import plot_confusion, plot_worst, wilson_interval
 from torchcls.looking.curves import curves
+from torchcls.warn import warn
 
 _STATES = ("last.pt", "epoch.pt", "best.pt")
 _PICTURES = ("curves.png", "confusion.png", "worst.png")
@@ -42,6 +53,8 @@ def train(options: argparse.Namespace) -> int:
     device = tc.select_device(options.device)
     task = task_of(options)
     out = _out_folder(options.out, resume=bool(options.resume))
+    if task.files:
+        _check_outside(out, Path(os.path.expanduser(options.data)))
     if options.resume and (out / "arguments.json").exists():
         check_same(options, out)
     model, left_out = task.model(has_weights=bool(options.resume))
@@ -51,7 +64,7 @@ def train(options: argparse.Namespace) -> int:
         say(left_out)
     run = tc.epochs(
         model,
-        task.training(),
+        task.training(model),
         task.batches(task.valid),
         loss_fn=task.head.loss_fn,
         epochs=options.epochs,
@@ -63,6 +76,8 @@ def train(options: argparse.Namespace) -> int:
         resume=bool(options.resume),
     )
     write_arguments(task, out)
+    for name in _RESULTS[1:]:  # of an earlier stop: were this run killed, they would be another's
+        (out / name).unlink(missing_ok=True)
     stopped = _train_until_stopped(run, options.epochs)
     if stopped:
         epoch, step, _ = run.position
@@ -77,6 +92,8 @@ def train(options: argparse.Namespace) -> int:
     if run.history:
         written = _write(run.history, model, task, out)
         say(_reached(run.history, task))
+        if run.position[1]:
+            say(f"weights and predictions are those of {run.position[1]} steps later")
         say(f"wrote {', '.join(written)} to {out}{os.sep}")
     return 128 + stopped if stopped else 0
 
@@ -117,7 +134,7 @@ def _train_until_stopped(run: tc.Run, epochs: int) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return came[0] if came else 0
+    return came[0] if came and run.position[0] < epochs else 0
 
 
 def _again(options: argparse.Namespace, out: Path) -> str:
@@ -125,7 +142,8 @@ def _again(options: argparse.Namespace, out: Path) -> str:
     words = list(options.words)
     if options.out is None:
         words += ["--out", str(out)]
-    return shlex.join(["torchcls", *words, *([] if options.resume else ["--resume"])])
+    words = ["torchcls", *words, *([] if options.resume else ["--resume"])]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def _out_folder(wanted: str | None, *, resume: bool) -> Path:
@@ -156,6 +174,14 @@ def _out_folder(wanted: str | None, *, resume: bool) -> Path:
     return out
 
 
+def _check_outside(out: Path, data: Path) -> None:
+    """Refuse to write pictures where they would be images of a class."""
+    for folder in split_folders(data) or (data,):
+        if out.resolve().is_relative_to(folder.resolve()):
+            law = "--out must lie outside of the images of --data, where it would be a class"
+            raise FileExistsError(f"{law}, got {out} in {folder}. Choose another folder.")
+
+
 def _write(history: tc.History, model: nn.Module, task: Task, out: Path) -> Sequence[str]:
     """Write the results, those first that nothing else could give again."""
     _write_weights(model.state_dict(), out / "weights.pt")
@@ -165,8 +191,12 @@ def _write(history: tc.History, model: nn.Module, task: Task, out: Path) -> Sequ
     _write_predictions(predictions, task, out / "predictions.csv")
     if (out / "best.pt").exists():
         _write_weights(tc.load_checkpoint(out / "best.pt")["model"], out / "best-weights.pt")
-    with contextlib.suppress(ImportError):  # matplotlib is an extra
+    try:
         _draw(history, predictions, task, out)
+    except ImportError:  # matplotlib is an extra
+        pass
+    except Exception as error:  # whatever is odd in an image, the run is worth more
+        warn(f"The pictures of the run could not be drawn: {told(error)}")
     return [name for name in _RESULTS if (out / name).exists()]
 
 
@@ -192,11 +222,10 @@ def _add_files(path: Path, files: Sequence[Path]) -> None:
     """Begin each line of a CSV file by the image that it is about."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
-    # A name that is no UTF-8 could not be written.
-    names = [str(name).encode("utf-8", "backslashreplace").decode() for name in files]
+    names = map(in_utf8, files)
     with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(
-            [name, *row] for name, row in zip(["file", *names], rows, strict=True)
+            [name, *row] for name, row in zip(("file", *names), rows, strict=True)
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import torchcls as tc
 from torchcls import looking
 from torchcls.cli.saved import Saved, saved
-from torchcls.cli.task import Task, ids_of, images_in, some, told
+from torchcls.cli.task import Task, ids_of, images_in, in_utf8, some, told
 from torchcls.data.folder import list_images
 from torchcls.display import encodable
 from torchcls.looking import class_report
@@ -37,11 +37,14 @@ def predict(options: argparse.Namespace) -> int:
         if p.shape[1] == 1:  # of a single sigmoid
             p = torch.cat([1 - p, p], dim=1)
         found, ids = p.sort(dim=1, descending=True, stable=True)
-        rows += [
-            {"file": str(path), "class": run.classes[class_id], "probability": probability}
-            for path, *best in zip(paths, ids.tolist(), found.tolist(), strict=True)
-            for class_id, probability in list(zip(*best, strict=True))[: options.top]
-        ]
+        for path, *best in zip(paths, ids.tolist(), found.tolist(), strict=True):
+            if best[1][0] != best[1][0]:
+                _tell(ValueError(f"{path} has no class: the network gives NaN"), failed)
+                continue
+            rows += [
+                {"file": str(path), "class": run.classes[class_id], "probability": probability}
+                for class_id, probability in list(zip(*best, strict=True))[: options.top]
+            ]
     print(encodable(_FORMATS[options.format](rows)), end="", flush=True)
     return 1 if failed else 0
 
@@ -91,7 +94,8 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 
 def _json(rows: list[dict[str, Any]]) -> str:
-    return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(rows, indent=1, ensure_ascii=False)
+    return (text if encodable(text) == text else json.dumps(rows, indent=1)) + "\n"
 
 
 _FORMATS = {"table": _table, "csv": _csv, "json": _json}
@@ -120,12 +124,13 @@ def report(options: argparse.Namespace) -> int:
     file = _new_file(options.out, run.path / "report.html")
     task, predictions = _predictions(run, options, None)
     about = {"images": task, "weights": "of the best epoch" if options.best else "of the last one"}
-    about |= {name: value for name, value in vars(run.options).items() if value is not None}
+    given = {name: value for name, value in vars(run.options).items() if value is not None}
+    about |= {name: in_utf8(value) for name, value in given.items()}
     history = json.loads((run.path / "history.json").read_text("utf-8"))
     looking.report(
         file,
         predictions,
-        title=f"{run.options.net or 'The network of the lecture'} on {task.options.data}",
+        title=f"{run.options.net or 'The network of the lecture'} on {in_utf8(task.options.data)}",
         history=map(tc.Record, history),
         classes=task.classes,
         images=images_in(task.valid),
@@ -143,7 +148,7 @@ def export(options: argparse.Namespace) -> int:
     ends = [f".{options.format}"] if options.format else [".onnx", ".pt2", ".pt"]
     if file.suffix not in ends:
         raise ValueError(f"--out must end in {' or '.join(ends)}, got {file}.")
-    scaling: dict[str, Any] = {"from": [0, 255], "to": [0, 1]}
+    scaling: dict[str, Any] = {"from": [0, 2**run.bits - 1], "to": [0, 1]}
     if run.options.net is not None:
         steps: Any = tc.photo_transforms(run.options.size, train=False)
         side, middle, *_, scaled, _ = steps.transforms
@@ -158,8 +163,9 @@ def export(options: argparse.Namespace) -> int:
         _tell(error, [])
         return 1
     gives = "scores" if file.suffix == ".pt" else "probabilities"
-    shape = " x ".join(map(str, run.shape))
-    print(encodable(f"wrote {file}: n x {shape} in, {gives} of {some(run.classes)} out"))
+    shape, of = " x ".join(map(str, run.shape)), run.classes
+    of = of[1:] if run.options.head == "binary" else of  # of the second class alone
+    print(encodable(f"wrote {file}: n x {shape} in, {gives} of {some(of)} out"))
     return 0
 
 

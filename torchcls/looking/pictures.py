@@ -217,8 +217,9 @@ def pixels(image: Any) -> Any:
     if isinstance(image, (tuple, list)):  # of a dataset
         image = image[0]
     array = np.asarray(image.cpu() if isinstance(image, Tensor) else image)
-    if array.ndim == 3 and array.shape[0] in (1, 3):
+    if array.ndim == 3 and array.shape[0] <= 4:
         array = np.moveaxis(array, 0, -1)
+    array = array[..., :-1] if array.shape[2:] in ((2,), (4,)) else array  # without alpha
     if array.dtype == np.uint8:
         return array / 255
     low, high = min(array.min(), 0), max(array.max(), 1)

@@ -26,8 +26,9 @@ def findings_of(
         if module.momentum == module.num_batches_tracked == 0:
             seen = f"{type(module).__name__} {name!r} has momentum 0, so evaluation takes a mean of"
             yield warning("batch-statistics", f"{seen} 0 and a variance of 1. The default is 0.1.")
-    moves = [name for name, m in norms.items() if m.affine and not m.weight.requires_grad]
-    moves = [name for name in moves if norms[name].training or not model.training]
+    move = {name: m for name, m in norms.items() if m.momentum != 0 and m.track_running_stats}
+    frozen = [name for name, m in move.items() if m.affine and not m.weight.requires_grad]
+    moves = [name for name in frozen if norms[name].training or not model.training]
     if moves:
         seen = f"BatchNorm ({_some(moves)}) has frozen weights, but statistics that move."
         yield note("batch-statistics", f"{seen} To keep them: model.train(), then body.eval().")
