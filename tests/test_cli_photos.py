@@ -212,6 +212,32 @@ def test_a_run_does_not_write_among_the_images(here, capsys, monkeypatch):
     assert not (here / "cut" / "torchcls-out").exists()
 
 
+def test_photographs_that_are_there_twice_are_found_by_check(here, capsys):
+    shutil.copytree(place_of(here, "one"), here / "cut")
+    shutil.copy(here / "cut" / "cat" / "0.png", here / "cut" / "dog" / "copy.png")
+    main(["check", *NET, "--data", "cut"])
+    printed = capsys.readouterr().out
+    assert "Photographs are there twice: " in printed
+    assert all(os.path.join(*name) in printed for name in (("cat", "0.png"), ("dog", "copy.png")))
+
+
+def test_a_run_goes_on_with_its_own_images_alone(here, capsys):
+    shutil.copytree(place_of(here, "one"), here / "cut")
+    arguments = ["train", *NET, "--data", "cut", "--out", "cut-run", "--epochs"]
+    assert main([*arguments, "1"]) == 0
+    shutil.copy(here / "cut" / "cat" / "0.png", here / "cut" / "cat" / "new.png")
+    said = refused(capsys, *arguments, "2", "--resume")
+    assert "--data must hold the images that the run was begun with" in said
+    os.remove(here / "cut" / "cat" / "new.png")
+    assert main([*arguments, "2", "--resume"]) == 0
+
+
+def test_the_worst_photographs_are_named_by_their_files(here):
+    assert main(["report", "run"]) == 0
+    page = (here / "run" / "report.html").read_text("utf-8")
+    assert page.count(os.path.join("VAL", "cat")) == 2
+
+
 def test_no_picture_ends_a_run(here, monkeypatch):
     def broken(*_):
         raise TypeError("Invalid shape")

@@ -169,6 +169,7 @@ def look(what, model):
         tc.predict(model, loader)
 
 
+@pytest.mark.filterwarnings("ignore:data is shuffled")
 @pytest.mark.parametrize("what", ["evaluate", "predict"])
 @pytest.mark.parametrize("breaks", [False, True])
 def test_looking_changes_nothing(model, what, breaks):

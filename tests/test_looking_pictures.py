@@ -144,7 +144,7 @@ def test_the_worst_come_first_with_what_they_are_and_were_taken_for():
     assert len(axes) == 2
     p = PREDICTIONS.probabilities
     assert axes[0].get_title() == f"dog\ntaken for cat\np = {p[2, 0]:.3f}, loss 4.04"
-    assert axes[1].get_title().startswith("eel\ntaken for eel\np = 0.576")
+    assert axes[1].get_title().startswith("eel\nright, but not sure\np = 0.576")
     assert float(axes[0].images[0].get_array()[0, 0]) == pytest.approx(2 / 3)
 
 

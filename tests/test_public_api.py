@@ -67,8 +67,8 @@ BUDGETS = {
     "processes": 820,
     "speed": 600,
     "data": 1515,
-    "looking": 905,
-    "cli": 1520,
+    "looking": 915,
+    "cli": 1550,
 }
 FLOOR_OF = {room: number for number, rooms in FLOORS.items() for room in rooms}
 

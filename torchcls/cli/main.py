@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
         # What --out names is the argument checkpoint of a run, whose other advice is in Python.
         message = re.sub("^checkpoint must", "--out must", told(error))
+        message = re.sub("^device must", "--device must", message)
         message = re.sub(r"(?s)^Caught .*\n\w+: ", "", message)  # from a process that reads images
         options_again = "Give the options that the run was begun with, or choose another --out."
         message = re.sub("Give it as it was, or .*", options_again, message)

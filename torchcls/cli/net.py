@@ -82,14 +82,14 @@ def load_weights(model: nn.Module, net: str, shape: Sequence[int], outputs: int,
     ``tc.export``, or under "state_dict".
 
     Raises:
-        OSError: If the file cannot be read.
-        ValueError: If it holds something else, or weights of another network.
+        ValueError: If the file cannot be read, or holds something else, or weights of another
+            network.
     """
     seen = "something else"
     try:
         found = torch.load(os.path.expanduser(path), map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+    except OSError as error:
+        raise ValueError(f"--weights must be a file, got {path}: {error.strerror}.") from error
     except Exception as error:  # on what is no such file, torch raises all kinds
         found, seen = None, f"what torch cannot read as weights alone ({type(error).__name__})"
     for key in ("model", "state_dict"):
@@ -146,4 +146,5 @@ def _load(
     own.update({name: found[name] for name in fits})  # which keeps the versions of its layers
     model.load_state_dict(own)
     left = sorted({*(head - fits), *spare})
-    return f"left out of {option}: {', '.join(left)}" if left else ""
+    whole = f"taken from {option}: all, with its head for {outputs} outputs"
+    return f"left out of {option}: {', '.join(left)}" if left else whole

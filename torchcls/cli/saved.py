@@ -38,17 +38,15 @@ def write_arguments(task: Task, out: Path, findings: Iterable[tc.Finding] = ()) 
     """Write what the other commands need to make the model and the data again, and to report."""
     told = {"torchcls": tc.__version__, **_kept(task.options), "epochs": task.options.epochs}
     told |= {"names": task.classes, "input_shape": task.shape, "bits": task.bits}
-    # A path that is no UTF-8 goes through JSON by the surrogates that Python has for it.
-    ids = ids_of(task.valid).tolist() if task.files else []
-    told["valid"] = [[os.path.abspath(path), i] for path, i in zip(task.files, ids, strict=True)]
+    told |= {"trained_on": len(ids_of(task.train)), "valid": _files(task)}
     told["findings"] = list(map(dataclasses.astuple, findings))
     with replacing(out / _FILE) as new:
         new.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
-def check_same(options: argparse.Namespace, out: Path) -> None:
-    """Refuse to go on with a run by other options than it was begun with."""
-    before, now = _told(out), _kept(options)
+def check_same(task: Task, out: Path) -> None:
+    """Refuse to go on with a run by other options than it was begun with, or on other images."""
+    before, now = _told(out), _kept(task.options)
     for name in _SAME:
         if before.get(name) != now[name]:
             was, given = map(_word, (before.get(name), now[name]))
@@ -56,6 +54,19 @@ def check_same(options: argparse.Namespace, out: Path) -> None:
                 f"--{name.replace('_', '-')} must be {was} as in the run that is resumed, got "
                 f"{given}. Give the options that the run was begun with, or choose another --out."
             )
+    held, n = before.get("valid"), len(ids_of(task.train))
+    if (held, before.get("trained_on")) != (_files(task), n):
+        raise ValueError(
+            "--data must hold the images that the run was begun with, got others: some were added, "
+            "removed or renamed. Put them back, or choose another --out."
+        )
+
+
+def _files(task: Task) -> list[list[Any]]:
+    """Each file that is validated on, with its class id."""
+    # A path that is no UTF-8 goes through JSON by the surrogates that Python has for it.
+    ids = ids_of(task.valid).tolist() if task.files else []
+    return [[os.path.abspath(path), i] for path, i in zip(task.files, ids, strict=True)]
 
 
 def _word(value: Any) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import hashlib
 import os
 import signal
 from collections import Counter
@@ -437,15 +438,26 @@ def _pixels(sides: Sequence[int]) -> str:
 
 
 def check_photos(task: Task) -> None:
-    """Read all photographs; those that cannot be read are named."""
+    """Read all photographs; name those that cannot be read, and warn of those that are there twice.
+
+    One that is there twice is of two classes, or trained on and validated on, or counts double.
+    """
     faults: list[str] = []
+    seen: dict[bytes, Path] = {}
+    twice: list[str] = []
     splits = [split for split in (task.train, task.valid) if isinstance(split, ImageFolder)]
     for path in (path for split in splits for path in split.paths):
         try:
             read_photo(path)
         except (OSError, ValueError) as fault:
             faults.append(told(fault))
+            continue
+        first = seen.setdefault(hashlib.sha256(path.read_bytes()).digest(), path)
+        twice += [f"{path} is {first}"] if first is not path else []
     _refuse(faults)
+    if twice:
+        more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
+        warn(f"Photographs are there twice: {', '.join(twice[:3])}{more}. Delete one of each.")
 
 
 def _refuse(faults: list[str], remedy: str = "") -> None:

@@ -56,7 +56,7 @@ def train(options: argparse.Namespace) -> int:
     if task.files:
         _check_outside(out, Path(os.path.expanduser(options.data)))
     if options.resume and (out / "arguments.json").exists():
-        check_same(options, out)
+        check_same(task, out)
     model, left_out = task.model(has_weights=bool(options.resume))
     say = Output().say  # a pipe whose reader leaves, or a full disk, must not end the run
     say(f"{task}, {options.head} head, on {device}")
@@ -84,7 +84,6 @@ def train(options: argparse.Namespace) -> int:
         inside = f" and {step} steps" if step else ""
         name = "Ctrl-C" if stopped == signal.SIGINT else "SIGTERM"
         say(f"stopped by {name} after {epoch} of {options.epochs} epochs{inside}")
-        say(f"go on with: {_again(options, out)}")
     for finding in run.history.findings:
         if finding.severity == "note":  # the others have been warnings
             say(f"note: {finding}")
@@ -95,6 +94,8 @@ def train(options: argparse.Namespace) -> int:
         if run.position[1]:
             say(f"weights and predictions are those of {run.position[1]} steps later")
         say(f"wrote {', '.join(written)} to {out}{os.sep}")
+    if stopped:
+        say(f"go on with: {_again(options, out)}")
     return 128 + stopped if stopped else 0
 
 
@@ -103,9 +104,12 @@ def _reached(history: tc.History, task: Task) -> str:
     metric, n = next(iter(task.head.metrics)), len(ids_of(task.valid))
     reached = history[-1][metric]
     low, high = wilson_interval(round(reached * n), n)
+    best = min(history, key=lambda record: record.valid_loss)
+    other = f"; {best[metric]:.4f} and {best.valid_loss:.4f} after the best one, epoch {best.epoch}"
     return (
         f"reached {metric} {reached:.4f} ({low:.4f} to {high:.4f} with 95 % confidence), "
         f"valid_loss {history[-1].valid_loss:.4f} after {len(history)} epochs"
+        + (other if best is not history[-1] else "")
     )
 
 

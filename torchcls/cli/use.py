@@ -21,6 +21,7 @@ from torchcls.cli.task import Task, ids_of, images_in, in_utf8, some, told
 from torchcls.data.folder import list_images
 from torchcls.display import encodable
 from torchcls.looking import class_report
+from torchcls.looking.classes import columns_of
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -81,8 +82,11 @@ def _tell(error: Exception, failed: list[str]) -> None:
 def _table(rows: list[dict[str, Any]]) -> str:
     cells = [("file", "class", "probability")]
     cells += [(row["file"], row["class"], f"{row['probability']:.4f}") for row in rows]
-    file, name, _ = (max(map(len, column)) for column in zip(*cells, strict=True))
-    return "".join(f"{one:<{file}}  {two:<{name}}  {three:>11}\n" for one, two, three in cells)
+    file, name, _ = (max(map(columns_of, column)) for column in zip(*cells, strict=True))
+    return "".join(
+        f"{one}{' ' * (file - columns_of(one))}  {two}{' ' * (name - columns_of(two))}  {p:>11}\n"
+        for one, two, p in cells
+    )
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -95,10 +95,10 @@ class ClassReport:
             ("macro mean", self.macro, total),
             ("weighted mean", self.weighted, total),
         ]
-        width = max(_columns(name) for name, _, _ in rows)
+        width = max(columns_of(name) for name, _, _ in rows)
         lines = [f"{'':{width}}  precision    recall        f1  {'support':>7}"]
         for name, (precision, recall, f1), n in rows:
-            blank = " " * (width - _columns(name))
+            blank = " " * (width - columns_of(name))
             lines.append(f"{blank}{name}  {precision:9.6f}  {recall:.6f}  {f1:.6f}  {n:7}")
         low, high = self.interval
         last = f"accuracy {self.accuracy:.6f}, with 95 % confidence in {low:.6f} to {high:.6f}"
@@ -300,7 +300,7 @@ def names_of(classes: Sequence[object] | None, found: object, n: int) -> tuple[s
     return tuple(map(str, classes))
 
 
-def _columns(text: str) -> int:
+def columns_of(text: str) -> int:
     """How wide text stands in a terminal: Chinese and its kind take two columns a letter."""
     wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
     return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)

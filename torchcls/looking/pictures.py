@@ -6,6 +6,7 @@ window. ``ax.figure.savefig("picture.png")`` writes a file; ``ax.figure`` shows 
 
 import contextlib
 import math
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -148,17 +149,18 @@ def plot_worst(
     grid = figure.subplots(high, wide, squeeze=False).flatten()
     for axes in grid:
         axes.set_axis_off()
-    for axes, (i, true, predicted, p, loss) in zip(grid, shown, strict=False):
+    for axes, (i, true, verdict, p, loss) in zip(grid, shown, strict=False):
         axes.imshow(pixels(images[i]), cmap="gray", vmin=0, vmax=1)
-        text = f"{_cut(true, 20)}\ntaken for {_cut(predicted, 20)}\np = {p:.3f}, loss {loss:.2f}"
-        axes.set_title(text, fontsize=8)
+        lines = [_cut(true, 20), _cut(verdict, 30), f"p = {p:.3f}, loss {loss:.2f}"]
+        lines += [_cut(os.path.basename(file), 30)] if (file := file_of(images, i)) else []
+        axes.set_title("\n".join(lines), fontsize=8)
     return list(grid[: len(shown)])
 
 
 def worst_samples(
     predictions: Predictions, images: Any, k: int, classes: Sequence[object] | None
 ) -> list[tuple[int, str, str, float, float]]:
-    """Of each of the ``k``: index, class, the class it was taken for, how surely, and the loss.
+    """Of each of the ``k``: index, class, what it was taken for, how surely, and the loss.
 
     ``images`` may be None.
     """
@@ -170,8 +172,17 @@ def worst_samples(
     samples = []
     for i, loss in zip(indices.tolist(), losses.tolist(), strict=True):
         true = names[found.true[i]] if found.counted[i] else "ignored"
-        samples.append((i, true, names[found.predicted[i]], float(found.confidence[i]), loss))
+        is_right = bool(found.true[i] == found.predicted[i])
+        verdict = "right, but not sure" if is_right else f"taken for {names[found.predicted[i]]}"
+        samples.append((i, true, verdict, float(found.confidence[i]), loss))
     return samples
+
+
+def file_of(images: Any, i: int) -> str:
+    """The file of an image where ``images`` are an image folder, or a ``Subset`` of one."""
+    while hasattr(images, "indices") and hasattr(images, "dataset"):
+        images, i = images.dataset, images.indices[i]
+    return str(images.paths[i]) if hasattr(images, "paths") else ""
 
 
 def plot_calibration(predictions: Predictions, ax: "Axes | None" = None) -> "Axes":

@@ -165,13 +165,12 @@ def _classes(scores: numbers.ClassReport) -> str:
 
 def _worst(predictions: Predictions, names: Sequence[str], images: Any) -> str:
     figures = ""
-    for i, true, said, p, loss in pictures.worst_samples(predictions, images, _WORST, names):
+    for i, true, verdict, p, loss in pictures.worst_samples(predictions, images, _WORST, names):
         image = "" if images is None else f'<img src="{_png(images[i])}" alt="Sample {i}">'
-        text = f"<b>{escape(true)}</b><br>taken for <b>{escape(said)}</b><br>"
-        text += f"p = {p:.3f}<br>loss {loss:.2f}<br>sample {i}"
+        text = f"<b>{escape(true)}</b><br>{escape(verdict)}<br>p = {p:.3f}<br>loss {loss:.2f}<br>"
+        text += escape(pictures.file_of(images, i)) or f"sample {i}"
         figures += f"<figure>{image}<figcaption>{text}</figcaption></figure>\n"
-    note = "No images were given. " if images is None else ""
-    note = _note(f"{note}The first sample is number 0.")
+    note = _note("No images were given. The first sample is number 0." if images is None else "")
     return f'{note}<div class="samples">\n{figures}</div>'
 
 
