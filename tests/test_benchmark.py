@@ -320,7 +320,7 @@ def test_a_child_that_hangs_ends(benchmark, monkeypatch):
 # --- smoke ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.system
+@pytest.mark.long
 def test_it_runs_in_smoke_mode(benchmark, load, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     assert "python scripts/benchmark.py" in benchmark.__doc__

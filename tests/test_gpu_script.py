@@ -163,7 +163,7 @@ def test_a_process_that_hangs_is_ended(gpu):
 # --- smoke ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.system
+@pytest.mark.long
 def test_it_runs_in_smoke_mode(gpu, tmp_path, capsys):
     assert gpu.main(["--smoke", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

@@ -92,8 +92,14 @@ def many(every):
     return [trained(case, group) for case in CASES[::every]], fitted(group)
 
 
-@pytest.mark.system
-@pytest.mark.parametrize(("size", "every"), [(2, 3), (3, 3)])
+@pytest.mark.filterwarnings("ignore:data is shuffled")
+@pytest.mark.parametrize(
+    ("size", "every"),
+    [
+        pytest.param(2, 3, marks=pytest.mark.system),
+        pytest.param(3, 3, marks=pytest.mark.long),
+    ],
+)
 def test_a_model_that_is_spread_trains_evaluates_and_predicts_alike(size, every):
     results = in_processes(size, "test_processes_sharded:many", every)
     for result in results:
@@ -139,7 +145,7 @@ def resumed(folder):
     return begun(folder, stops=False)
 
 
-@pytest.mark.system
+@pytest.mark.long
 def test_saved_by_two_processes_it_is_resumed_by_another_number(tmp_path):
     name = "test_processes_sharded"
     whole, *_ = in_processes(2, f"{name}:resumed", str(tmp_path / "whole"))

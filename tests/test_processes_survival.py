@@ -117,7 +117,7 @@ def test_a_run_goes_on_where_one_of_its_processes_was_killed(tmp_path):
         check_same(found, expected)
 
 
-@pytest.mark.system
+@pytest.mark.long
 @pytest.mark.parametrize("options", [[], ["--hosts", "--processes", "1"]])
 def test_the_script_kills_one_under_torchrun_and_on_two_hosts(options):
     command = [sys.executable, str(SCRIPT), "--smoke", *options]

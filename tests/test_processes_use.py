@@ -51,7 +51,7 @@ def names():
     return [name for name in globals() if name.startswith(("same_", "differs_", "fails_"))]
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.system)])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.long)])
 def found(request):
     """From the name of each function to what it gives in each of several processes."""
     each = in_processes(request.param, "test_processes_use:answers", names(), timeout=300)

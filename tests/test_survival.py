@@ -1563,7 +1563,7 @@ def test_without_validation_there_is_no_best(tmp_path):
 # --- memory ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.system
+@pytest.mark.long
 def test_memory_stays_flat_over_four_thousand_steps(tmp_path):
     def held():
         gc.collect()
