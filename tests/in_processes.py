@@ -34,6 +34,7 @@ def in_processes(size, function, *arguments, timeout=100, env=None):
         shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
         shared |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
         shared |= {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), **(env or {})}
+        shared |= {"IS_MEASURED": "yes"} if is_measured() else {}
         started = subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__, function, folder],
             env={**os.environ, **shared},
@@ -53,6 +54,27 @@ def in_processes(size, function, *arguments, timeout=100, env=None):
             assert path.exists(), f"process {rank} gave nothing:\n{told}"
             results.append(torch.load(path, weights_only=False))
         return results
+
+
+def is_measured():
+    """Whether this process runs under coverage."""
+    coverage = sys.modules.get("coverage")
+    return coverage is not None and coverage.Coverage.current() is not None
+
+
+@contextlib.contextmanager
+def measuring():
+    """Measure coverage where the tests do, but without the imports, which would take longer."""
+    if "IS_MEASURED" not in os.environ:
+        yield
+        return
+    import coverage
+
+    root = HERE.parent
+    found = coverage.Coverage(f"{root}/.coverage", True, config_file=f"{root}/pyproject.toml")
+    with found.collect():
+        yield
+    found.save()
 
 
 def main():
@@ -80,7 +102,8 @@ def answer(call, folder, rank):
         os.dup2(said.fileno(), 2)
     arguments = torch.load(f"{folder}/arguments.pt", weights_only=False)
     try:
-        result = call(*arguments)
+        with measuring():
+            result = call(*arguments)
     except BaseException as error:
         import traceback
 

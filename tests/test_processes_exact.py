@@ -196,14 +196,8 @@ def test_there_are_two_hundred_cases():
 
 
 # All of them: every=1, which takes minutes. A few stand in test_processes_use.
-@pytest.mark.parametrize(
-    ("size", "every"),
-    [
-        pytest.param(2, 7, marks=pytest.mark.system),
-        pytest.param(3, 8, marks=pytest.mark.long),
-        pytest.param(4, 9, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("size", "every"), [(size, 5 + size) for size in (2, 3, 4)])
 def test_weights_losses_and_metrics_are_those_of_one_process(size, every):
     results = in_processes(size, "test_processes_exact:many", every, timeout=300)
     for result in results:

@@ -155,7 +155,7 @@ def gone_on(folder):
     return ends
 
 
-@pytest.mark.system
+@pytest.mark.long
 def test_another_number_of_processes_goes_on_at_the_same_batch(tmp_path):
     left = in_processes(
         2, "test_processes_survival:left_inside_an_epoch", f"{tmp_path}/of 2", timeout=300
@@ -321,7 +321,7 @@ def test_an_error_in_one_process_ends_all_in_the_same_step_with_its_words(tmp_pa
         assert other[2] == steps + (what == "optimizer"), what
 
 
-@pytest.mark.system
+@pytest.mark.long
 def test_an_error_in_the_backward_pass_of_one_ends_the_others_when_it_ends(tmp_path):
     other, own = in_processes(
         2, "test_processes_survival:failed", "backward", 1, str(tmp_path), timeout=300
