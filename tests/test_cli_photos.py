@@ -236,6 +236,7 @@ def test_the_worst_photographs_are_named_by_their_files(here):
     assert main(["report", "run"]) == 0
     page = (here / "run" / "report.html").read_text("utf-8")
     assert page.count(os.path.join("VAL", "cat")) == 2
+    assert ": 6 to validate on" in page
 
 
 def test_no_picture_ends_a_run(here, monkeypatch):

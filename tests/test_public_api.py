@@ -68,7 +68,7 @@ BUDGETS = {
     "speed": 600,
     "data": 1515,
     "looking": 915,
-    "cli": 1550,
+    "cli": 1551,
 }
 FLOOR_OF = {room: number for number, rooms in FLOORS.items() for room in rooms}
 

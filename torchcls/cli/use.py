@@ -127,7 +127,8 @@ def report(options: argparse.Namespace) -> int:
     run = saved(options.folder)
     file = _new_file(options.out, run.path / "report.html")
     task, predictions = _predictions(run, options, None)
-    about = {"images": task, "weights": "of the best epoch" if options.best else "of the last one"}
+    about = {"images": f"{task.name}: {len(ids_of(task.valid))} to validate on"}
+    about["weights"] = "of the best epoch" if options.best else "of the last one"
     given = {name: value for name, value in vars(run.options).items() if value is not None}
     about |= {name: in_utf8(value) for name, value in given.items()}
     history = json.loads((run.path / "history.json").read_text("utf-8"))
